@@ -1,0 +1,62 @@
+//! LoRA adapters for Stable Diffusion as files and as algebra. Knows no network and no tensor library.
+//!
+//! The types that matter:
+//!
+//! - [`Adapter`]: the modules of a LoRA file by name, and its metadata. Reads and writes the kohya layout, the only one
+//!   that every image program loads completely.
+//! - [`LoraModule`]: the two factors of one layer and their alpha.
+//! - [`TensorFile`] and [`TensorFiles`]: the one guarded reader of safetensors files, for adapters and checkpoints
+//!   alike.
+//! - [`write_tensors`] and [`atomic_write`]: the one way in which files are written: whole, synchronised, read back,
+//!   or not at all. The same content always gives the same bytes.
+//! - [`TrainingFacts`]: what a trainer knows, as the `ss_*` and `modelspec.*` metadata that programs show.
+//!
+//! [`Adapter::portability_issues`] tells which other programs would misread an adapter, and why.
+//! Names of keys live in [`keys`], and nowhere else.
+//!
+//! ```
+//! use loralei_adapter::{Adapter, Array, LoraModule, SaveDtype, keys};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let name = keys::kohya_module("lora_unet_", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q");
+//! let module = LoraModule {
+//!     down: Array { shape: vec![2, 3], data: vec![1.0, 2.0, 3.0, -1.0, 0.5, 4.0] },
+//!     up: Array { shape: vec![1, 2], data: vec![0.5, -2.0] },
+//!     alpha: Some(1.0),
+//! };
+//! let adapter = Adapter { modules: [(name.clone(), module)].into(), ..Adapter::default() };
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("octopus.safetensors");
+//! adapter.write(&path, SaveDtype::F16)?;
+//! assert_eq!(Adapter::read(&path)?.modules[&name].delta().data, [1.25, 0.0, -3.25]); // 1/2 * up * down
+//! # Ok(())
+//! # }
+//! ```
+
+mod atomic_file;
+mod dtype;
+mod error;
+mod hashes;
+pub mod keys;
+mod kohya;
+mod low_rank;
+mod metadata;
+mod portability;
+mod python_text;
+mod tensor_file;
+mod tensor_file_writer;
+mod tensor_files;
+mod tensor_header;
+
+pub use atomic_file::{atomic_write, atomic_write_bytes};
+pub use dtype::Dtype;
+pub use error::{AdapterError, ForeignFormat};
+pub use hashes::{AdapterHashes, CheckpointHashes, sha256_hex};
+pub use kohya::{Adapter, SaveDtype};
+pub use low_rank::{Array, LoraModule};
+pub use metadata::{BaseVersion, Buckets, DatasetFolder, TrainingFacts, session_id};
+pub use portability::PortabilityIssue;
+pub use tensor_file::{TensorFile, TensorInfo};
+pub use tensor_file_writer::{TensorView, write_tensors};
+pub use tensor_files::TensorFiles;

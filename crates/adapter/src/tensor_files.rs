@@ -1,0 +1,162 @@
+//! One set of tensors that may be spread over several files.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::AdapterError;
+use crate::tensor_header::UniqueStrings;
+use crate::{TensorFile, TensorInfo};
+
+/// Upper limit of an index file in bytes. That of the largest model with an index seen so far has 0.2 MB.
+const MAX_INDEX_BYTES: u64 = 16 << 20;
+const INDEX_SUFFIX: &str = ".safetensors.index.json";
+
+/// The tensors of one model: a single safetensors file, or all shards that a `*.safetensors.index.json` lists.
+#[derive(Debug)]
+pub struct TensorFiles {
+    path: PathBuf,
+    shards: Vec<TensorFile>,
+    /// Name of a tensor to the position of its shard.
+    shard_of: BTreeMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: UniqueStrings,
+}
+
+impl From<TensorFile> for TensorFiles {
+    fn from(file: TensorFile) -> Self {
+        let shard_of = file.names().map(|name| (name.to_owned(), 0)).collect();
+        Self { path: file.path().to_owned(), shards: vec![file], shard_of }
+    }
+}
+
+impl TensorFiles {
+    /// Opens a safetensors file, or an index whose name ends in `.safetensors.index.json` with all its shards.
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::open`] for each file; [`AdapterError::IndexJson`], [`AdapterError::DuplicateName`],
+    /// [`AdapterError::BadShardName`] for a broken index, [`AdapterError::ShardLacksTensor`] if a shard does not hold
+    /// what the index says.
+    pub fn open(path: &Path) -> Result<Self, AdapterError> {
+        let is_index = path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(INDEX_SUFFIX));
+        if is_index { Self::open_index(path) } else { Ok(TensorFile::open(path)?.into()) }
+    }
+
+    fn open_index(path: &Path) -> Result<Self, AdapterError> {
+        let weight_map = read_weight_map(path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut shards: Vec<TensorFile> = Vec::new();
+        let mut position_of: BTreeMap<String, usize> = BTreeMap::new();
+        let mut shard_of = BTreeMap::new();
+        for (tensor, shard) in weight_map {
+            let position = if let Some(position) = position_of.get(&shard) {
+                *position
+            } else {
+                if !is_plain_file_name(&shard) {
+                    return Err(AdapterError::BadShardName { path: path.to_owned(), shard });
+                }
+                shards.push(TensorFile::open(&folder.join(&shard))?);
+                position_of.insert(shard, shards.len() - 1);
+                shards.len() - 1
+            };
+            let file = &shards[position];
+            if file.info(&tensor).is_none() {
+                let (index, shard) = (path.to_owned(), file.path().to_owned());
+                return Err(AdapterError::ShardLacksTensor { index, shard, tensor });
+            }
+            shard_of.insert(tensor, position);
+        }
+        for (position, shard) in shards.iter().enumerate() {
+            for tensor in shard.names().filter(|name| shard_of.get(*name) != Some(&position)) {
+                tracing::warn!(shard = %shard.path().display(), tensor, "the index does not list this tensor: ignored");
+            }
+        }
+        Ok(Self { path: path.to_owned(), shards, shard_of })
+    }
+
+    /// The path of the file or of the index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The paths of the files that hold the tensors.
+    pub fn file_paths(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.shards.iter().map(TensorFile::path)
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.shard_of.keys().map(String::as_str)
+    }
+
+    /// Element type and shape of a tensor, `None` if no file has one of that name.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.file_of(name).ok()?.info(name)
+    }
+
+    /// The metadata of the first file's header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.shards.first().map_or(&NONE, TensorFile::metadata)
+    }
+
+    /// See [`TensorFile::read_f32`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, AdapterError> {
+        self.file_of(name)?.read_f32(name)
+    }
+
+    /// See [`TensorFile::read_i64`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_i64(&self, name: &str) -> Result<Vec<i64>, AdapterError> {
+        self.file_of(name)?.read_i64(name)
+    }
+
+    /// See [`TensorFile::read_bytes`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, AdapterError> {
+        self.file_of(name)?.read_bytes(name)
+    }
+
+    fn file_of(&self, name: &str) -> Result<&TensorFile, AdapterError> {
+        let missing = || AdapterError::MissingTensor { path: self.path.clone(), tensor: name.to_owned() };
+        self.shard_of.get(name).map(|position| &self.shards[*position]).ok_or_else(missing)
+    }
+}
+
+fn read_weight_map(path: &Path) -> Result<BTreeMap<String, String>, AdapterError> {
+    let failed = |source| AdapterError::Read { path: path.to_owned(), source };
+    let attributes = std::fs::metadata(path).map_err(failed)?;
+    if !attributes.is_file() {
+        return Err(AdapterError::NotAFile { path: path.to_owned() });
+    }
+    if attributes.len() > MAX_INDEX_BYTES {
+        let (path, header_bytes) = (path.to_owned(), attributes.len());
+        return Err(AdapterError::HeaderTooLarge { path, header_bytes, limit_bytes: MAX_INDEX_BYTES });
+    }
+    let mut json = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(MAX_INDEX_BYTES).read_to_end(&mut json).map_err(failed)?;
+    let index: Index =
+        serde_json::from_slice(&json).map_err(|source| AdapterError::IndexJson { path: path.to_owned(), source })?;
+    match index.weight_map.duplicate {
+        Some(name) => Err(AdapterError::DuplicateName { path: path.to_owned(), name }),
+        None => Ok(index.weight_map.entries),
+    }
+}
+
+/// A name that can only mean a file in the index's own folder, on every system.
+fn is_plain_file_name(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.contains(['/', '\\', ':', '\0'])
+}

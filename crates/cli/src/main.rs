@@ -1,0 +1,48 @@
+//! The program `loralei`: reads the command line, runs the command, prints, and ends with the command's exit code.
+//!
+//! Results go to stdout, everything else to stderr. Nothing below this crate prints.
+
+mod args;
+mod commands;
+mod log;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use indicatif::MultiProgress;
+
+use crate::args::{Arguments, Command, VerifyCommand};
+use crate::report::{Reporter, exit_code, print_error};
+
+/// candle walks and drops its graph by recursion, a frame or more per operation of the model.
+const STACK_BYTES: usize = 256 << 20;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let worker = std::thread::Builder::new().name("loralei".to_string()).stack_size(STACK_BYTES);
+    let outcome = match worker.spawn(move || run(arguments)) {
+        Ok(handle) => handle.join(),
+        Err(error) => Ok(Err(error.into())),
+    };
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            print_error(&error);
+            ExitCode::from(exit_code(&error))
+        }
+        // The panic has printed its own message.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let bars = MultiProgress::new();
+    log::start(&bars);
+    let mut reporter = Reporter::new(bars);
+    match arguments.command {
+        Command::Train(train) => commands::train::run(&train, &mut reporter),
+        Command::Verify(VerifyCommand::Step(step)) => commands::verify::run(&step, &mut reporter),
+        Command::Doctor(doctor) => commands::doctor::run(&doctor),
+    }
+}

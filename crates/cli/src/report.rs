@@ -1,0 +1,203 @@
+//! What the user sees on stderr: progress and errors. On a terminal a bar, elsewhere one plain line at intervals.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use loralei_trainer::{Event, StepReport, TrainError};
+
+/// Time between two lines of progress where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Shows the events of a run.
+pub(crate) struct Reporter {
+    bars: MultiProgress,
+    is_terminal: bool,
+    phase: Option<Phase>,
+}
+
+struct Phase {
+    name: String,
+    total: Option<u64>,
+    bar: Option<ProgressBar>,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl Reporter {
+    pub(crate) fn new(bars: MultiProgress) -> Self {
+        Self { bars, is_terminal: io::stderr().is_terminal(), phase: None }
+    }
+
+    pub(crate) fn show(&mut self, event: &Event) {
+        match event {
+            Event::PhaseStarted { name, total } => self.start_phase(name, *total),
+            Event::PhaseProgress { done } => self.progress(*done, String::new),
+            Event::Step(step) => self.progress(step.step + 1, || figures(step)),
+            Event::Note { message } => self.line(message),
+            Event::Warning { message } => self.line(&format!("{} {message}", painted("warning:", YELLOW))),
+            Event::Saved { path, num_bytes } => {
+                self.line(&format!("saved `{}` ({:.2} MB)", path.display(), *num_bytes as f64 / 1e6));
+            }
+            Event::Done { num_steps, elapsed_s, peak_resident_bytes } => {
+                self.end_phase();
+                let memory =
+                    peak_resident_bytes.map(|bytes| format!(", peak {}", gigabytes(bytes))).unwrap_or_default();
+                self.line(&format!("{num_steps} steps in {}{memory}", duration(*elapsed_s)));
+            }
+            _ => {}
+        }
+    }
+
+    fn start_phase(&mut self, name: &str, total: Option<u64>) {
+        self.end_phase();
+        let bar = self.is_terminal.then(|| self.bars.add(bar(name, total)));
+        if bar.is_none() {
+            self.line(name);
+        }
+        let now = Instant::now();
+        self.phase = Some(Phase { name: name.to_string(), total, bar, started: now, last_line: now });
+    }
+
+    /// Ends whatever is shown.
+    pub(crate) fn finish(&mut self) {
+        self.end_phase();
+    }
+
+    fn end_phase(&mut self) {
+        if let Some(bar) = self.phase.take().and_then(|phase| phase.bar) {
+            bar.finish();
+        }
+    }
+
+    /// `done` units of the phase are complete; `figures` are asked for only if they will be shown.
+    fn progress(&mut self, done: u64, figures: impl FnOnce() -> String) {
+        let Some(phase) = &mut self.phase else { return };
+        if let Some(bar) = &phase.bar {
+            bar.set_message(figures());
+            bar.set_position(done);
+        } else if phase.last_line.elapsed() >= LINE_INTERVAL || (phase.total == Some(done) && done > 0) {
+            phase.last_line = Instant::now();
+            let line = plain_line(&phase.name, done, phase.total, phase.started.elapsed(), &figures());
+            self.line(&line);
+        }
+    }
+
+    fn line(&self, text: &str) {
+        self.bars.suspend(|| to_stderr(text));
+    }
+}
+
+fn bar(name: &str, total: Option<u64>) -> ProgressBar {
+    let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    let template = match total {
+        Some(_) => "{prefix} [{bar:24}] {pos}/{len}  {elapsed} left {eta}  {wide_msg}",
+        None => "{prefix} {spinner} {pos}  {elapsed}  {wide_msg}",
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style.progress_chars("=> ")).with_prefix(name.to_string())
+}
+
+fn plain_line(name: &str, done: u64, total: Option<u64>, elapsed: Duration, figures: &str) -> String {
+    let of_total = total.map(|total| format!("/{total}")).unwrap_or_default();
+    let left = total.filter(|total| done > 0 && *total > done).map(|total| {
+        let left_s = elapsed.as_secs_f64() / done as f64 * (total - done) as f64;
+        format!("  left {}", duration(left_s))
+    });
+    let figures = if figures.is_empty() { String::new() } else { format!("  {figures}") };
+    format!("{name} {done}{of_total}  {}{}{figures}", duration(elapsed.as_secs_f64()), left.unwrap_or_default())
+}
+
+fn figures(step: &StepReport) -> String {
+    let memory = step.resident_bytes.map(|bytes| format!("  {}", gigabytes(bytes))).unwrap_or_default();
+    let StepReport { smoothed_loss, loss, learning_rate, step_s, .. } = step;
+    format!("{step_s:.2} s/step  loss {smoothed_loss:.4} ({loss:.4})  lr {learning_rate:.2e}{memory}")
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}
+
+fn duration(seconds: f64) -> String {
+    if seconds < 60.0 {
+        return format!("{seconds:.1} s");
+    }
+    HumanDuration(Duration::from_secs_f64(seconds)).to_string()
+}
+
+/// Prints an error with its causes on one line, and the hint on the next.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    to_stderr(&format!("{} {}", painted("error:", RED), chain(error)));
+    if let Some(hint) = train_error(error).and_then(TrainError::hint) {
+        to_stderr(&format!("{} {hint}", painted("hint:", CYAN)));
+    }
+}
+
+/// 1 internal, 2 usage or configuration, 3 data, 4 model file, 5 non-finite numbers, 6 disk.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    train_error(error).map_or(1, TrainError::exit_code)
+}
+
+fn train_error(error: &anyhow::Error) -> Option<&TrainError> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}
+
+/// The first line of each cause, joined: candle puts a backtrace behind its own. A cause that the text before it
+/// already quotes is left out.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        let cause = cause.lines().next().unwrap_or_default().trim();
+        if !cause.is_empty() && !text.contains(cause) {
+            text = if text.is_empty() { cause.to_string() } else { format!("{text}: {cause}") };
+        }
+    }
+    text
+}
+
+const RED: u8 = 31;
+const YELLOW: u8 = 33;
+const CYAN: u8 = 36;
+
+fn painted(text: &str, color: u8) -> String {
+    if has_colors() { format!("\x1b[1;{color}m{text}\x1b[0m") } else { text.to_string() }
+}
+
+/// A terminal, and no `NO_COLOR` (no-color.org: any value that is not empty).
+pub(crate) fn has_colors() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn to_stderr(line: &str) {
+    // Nowhere left to report that stderr is gone.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn causes_are_joined_in_one_line_without_backtrace_or_repetition() {
+        let io = io::Error::other("disk full\n   0: frame\n   1: frame");
+        let error = Err::<(), _>(io).context("cannot write `a`").context("saving: cannot write `a`").unwrap_err();
+        assert_eq!(chain(&error), "saving: cannot write `a`: disk full");
+    }
+
+    #[test]
+    fn a_trainer_error_keeps_its_exit_code_under_context() {
+        let error = anyhow::Error::from(TrainError::NonFiniteLoss { step: 3, loss: f64::NAN }).context("training");
+        assert_eq!(exit_code(&error), 5);
+        assert_eq!(exit_code(&anyhow::anyhow!("other")), 1);
+    }
+
+    #[test]
+    fn a_plain_line_estimates_what_is_left_from_what_is_done() {
+        let line = plain_line("training", 30, Some(120), Duration::from_secs(9), "loss 0.1");
+        assert_eq!(line, "training 30/120  9.0 s  left 27.0 s  loss 0.1");
+        assert_eq!(plain_line("reading", 7, None, Duration::from_secs(1), ""), "reading 7  1.0 s");
+    }
+}

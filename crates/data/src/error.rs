@@ -1,0 +1,202 @@
+//! Everything that can be wrong with a folder of pictures.
+
+use std::path::PathBuf;
+
+use crate::caption::MAX_CAPTION_BYTES;
+use crate::decode::{MAX_ALLOC_BYTES, MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE_PX};
+
+/// What went wrong with the data, always with the path it went wrong at.
+///
+/// The one-line text holds the cause, so there is no `source` chain to print after it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The folder of pictures does not exist.
+    #[error("no such folder: {}", path.display())]
+    FolderMissing {
+        /// The folder asked for.
+        path: PathBuf,
+    },
+    /// The folder of pictures is a file.
+    #[error("not a folder: {}", path.display())]
+    NotAFolder {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// The folder, or an entry of it, cannot be listed.
+    #[error("cannot read folder {}: {cause}", path.display())]
+    FolderRead {
+        /// The folder or entry.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// The folder holds no picture of a known kind.
+    #[error("no images in {} ({num_skipped} other entries)", path.display())]
+    NoImages {
+        /// The folder.
+        path: PathBuf,
+        /// Entries seen and not used, hidden files not counted.
+        num_skipped: usize,
+        /// Whether some of those entries are folders.
+        has_folders: bool,
+    },
+    /// A picture has neither a caption file nor the run's prompt.
+    #[error("no caption for {}", image.display())]
+    CaptionMissing {
+        /// The picture.
+        image: PathBuf,
+    },
+    /// A caption file cannot be read.
+    #[error("cannot read caption {}: {cause}", path.display())]
+    CaptionRead {
+        /// The caption file.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// A caption file is far larger than any caption.
+    #[error("caption {} is larger than {MAX_CAPTION_BYTES} bytes", path.display())]
+    CaptionTooLong {
+        /// The caption file.
+        path: PathBuf,
+    },
+    /// A caption file is not UTF-8.
+    #[error("caption {} is not UTF-8: byte {offset_bytes} {found}", path.display())]
+    CaptionEncoding {
+        /// The caption file.
+        path: PathBuf,
+        /// Where the first wrong byte is, from the start of the file.
+        offset_bytes: usize,
+        /// What is there.
+        found: &'static str,
+    },
+    /// A picture cannot be opened or read from disk.
+    #[error("cannot read image {}: {cause}", path.display())]
+    ImageRead {
+        /// The picture.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// A picture's path is not a regular file (a folder, a device, a pipe).
+    #[error("unreadable image {}: not a regular file", path.display())]
+    ImageNotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A picture's name does not end in a known extension.
+    #[error("unreadable image {}: its extension is not jpg, jpeg, png or webp", path.display())]
+    ImageExtension {
+        /// The picture.
+        path: PathBuf,
+    },
+    /// A picture's first bytes are those of none of the known formats.
+    #[error("unreadable image {}: its content is not JPEG, PNG or WebP", path.display())]
+    ImageContent {
+        /// The picture.
+        path: PathBuf,
+    },
+    /// A picture's file is too large.
+    #[error("unreadable image {}: {file_bytes} bytes on disk, at most {MAX_FILE_BYTES} are read", path.display())]
+    ImageFileSize {
+        /// The picture.
+        path: PathBuf,
+        /// Its size on disk.
+        file_bytes: u64,
+    },
+    /// A picture has too many pixels.
+    #[error(
+        "unreadable image {}: {width_px} x {height_px} pixels, at most {MAX_SIDE_PX} a side and {MAX_PIXELS} in all",
+        path.display()
+    )]
+    ImageDimensions {
+        /// The picture.
+        path: PathBuf,
+        /// Its width, as its header says.
+        width_px: u32,
+        /// Its height, as its header says.
+        height_px: u32,
+    },
+    /// A picture needs too much memory (16-bit or transparent ones need more per pixel).
+    #[error("unreadable image {}: needs {needed_bytes} bytes of memory, at most {MAX_ALLOC_BYTES}", path.display())]
+    ImageMemory {
+        /// The picture.
+        path: PathBuf,
+        /// Memory its pixels need.
+        needed_bytes: u64,
+    },
+    /// A picture's file ends before the picture does.
+    #[error("unreadable image {}: the file is cut off", path.display())]
+    ImageTruncated {
+        /// The picture.
+        path: PathBuf,
+    },
+    /// The decoder refused the picture.
+    #[error("unreadable image {}: {cause}", path.display())]
+    ImageDecode {
+        /// The picture.
+        path: PathBuf,
+        /// What the decoder said.
+        cause: image::ImageError,
+    },
+    /// The decoder panicked; the panic was caught.
+    #[error("unreadable image {}: the decoder failed ({message})", path.display())]
+    ImagePanic {
+        /// The picture.
+        path: PathBuf,
+        /// The panic's text.
+        message: String,
+    },
+    /// A size nothing can be fitted to, or an image without pixels.
+    #[error("cannot fit an image of {image_width_px} x {image_height_px} pixels to {width_px} x {height_px}")]
+    FitSize {
+        /// Width of the image.
+        image_width_px: u32,
+        /// Height of the image.
+        image_height_px: u32,
+        /// Width asked for.
+        width_px: u32,
+        /// Height asked for.
+        height_px: u32,
+    },
+    /// The resizer refused the image.
+    #[error("cannot resize an image: {cause}")]
+    Resize {
+        /// What the resizer said.
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl DataError {
+    /// What the user can do about it, one line, or `None` where the text already says it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::FolderMissing { .. } => "check the spelling; relative paths start at the current folder",
+            Self::NotAFolder { .. } => "give the folder that holds the images, not one of them",
+            Self::FolderRead { .. } | Self::CaptionRead { .. } | Self::ImageRead { .. } => {
+                "check that you may read it and that the disk is attached"
+            }
+            Self::NoImages { has_folders: true, .. } => {
+                "subfolders are not searched: give the folder that holds the jpg, jpeg, png or webp files itself"
+            }
+            Self::NoImages { .. } => "put jpg, jpeg, png or webp files there",
+            Self::CaptionMissing { image } => {
+                let text = image.with_extension("txt");
+                return Some(format!("write {} or give the run a prompt for images without one", text.display()));
+            }
+            Self::CaptionTooLong { .. } => "a caption is a sentence or two; is this another kind of file?",
+            Self::CaptionEncoding { .. } => "save it as UTF-8",
+            Self::ImageNotAFile { .. } | Self::ImageExtension { .. } => "give a jpg, jpeg, png or webp file",
+            Self::ImageContent { .. } => "convert it to JPEG, PNG or WebP, or remove it",
+            Self::ImageFileSize { .. } | Self::ImageDimensions { .. } | Self::ImageMemory { .. } => {
+                "scale it down; training needs about a thousand pixels a side at most"
+            }
+            Self::ImageTruncated { .. } => "copy or download it again, or remove it",
+            Self::ImageDecode { .. } | Self::ImagePanic { .. } => "save it again with an image program, or remove it",
+            Self::FitSize { .. } => "give a width and a height of at least 1 pixel and of a sensible size",
+            Self::Resize { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

@@ -1,0 +1,159 @@
+//! What can go wrong with a base model, in the words of its user.
+
+use loralei_adapter::AdapterError;
+use std::path::PathBuf;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A file that every base has is not there.
+    #[error("`{path}` has no `{missing}`")]
+    MissingFile {
+        /// The base.
+        path: String,
+        /// The file or folder looked for, relative to it.
+        missing: String,
+    },
+    /// A file could not be read.
+    #[error("cannot read `{path}`")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A `config.json` that is not what it should be.
+    #[error("`{path}` is not a valid configuration: {reason}")]
+    BadConfig {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A setting of the base that this program does not know how to honour.
+    #[error("`{path}` has `{key}` = {value}, which is not supported")]
+    Unsupported {
+        /// The file.
+        path: String,
+        /// The key in it.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// A tensor that the configuration asks for is not in the file.
+    #[error("`{file}` has no tensor `{key}`")]
+    MissingTensor {
+        /// The weight file.
+        file: String,
+        /// The tensor's name.
+        key: String,
+    },
+    /// A tensor of another shape than the configuration says.
+    #[error("`{file}`: tensor `{key}` has shape {found:?}, the configuration says {expected:?}")]
+    WrongShape {
+        /// The weight file.
+        file: String,
+        /// The tensor's name.
+        key: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape by `config.json`.
+        expected: Vec<usize>,
+    },
+    /// Tensors that no layer asked for.
+    #[error("`{file}` has {count} tensors that the configuration does not explain, first `{key}`")]
+    UnexpectedTensors {
+        /// The weight file.
+        file: String,
+        /// How many.
+        count: usize,
+        /// The first by name.
+        key: String,
+    },
+    /// A weight with NaN or infinity in it.
+    #[error("`{file}`: tensor `{key}` holds a number that is not finite")]
+    NonFiniteWeight {
+        /// The weight file.
+        file: String,
+        /// The tensor's name.
+        key: String,
+    },
+    /// A target pattern that no layer answers to.
+    #[error("target `{pattern}` matches no layer of the {component}")]
+    NothingMatched {
+        /// The pattern or set.
+        pattern: String,
+        /// "U-Net" or "text encoder".
+        component: String,
+    },
+    /// An adapter for another network.
+    #[error("the adapter's module `{key}` fits no layer of this base")]
+    ForeignAdapter {
+        /// The module in the file.
+        key: String,
+    },
+    /// A picture size that the network cannot halve often enough.
+    #[error("size {width_px}x{height_px} does not fit this base: both sides must be multiples of {multiple_px}")]
+    SizeDoesNotFit {
+        /// Asked width.
+        width_px: usize,
+        /// Asked height.
+        height_px: usize,
+        /// 8 times the total downsampling of the U-Net.
+        multiple_px: usize,
+    },
+    /// The tokenizer's files make no tokenizer.
+    #[error("`{path}` is not a usable tokenizer: {reason}")]
+    BadTokenizer {
+        /// The file or folder.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor file that could not be read.
+    #[error(transparent)]
+    File(#[from] AdapterError),
+    /// An operation on tensors failed: shapes that do not fit, or no memory.
+    #[error("a tensor operation failed: {}", first_line(.0))]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// candle appends a backtrace when one is asked for; users read one line.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+impl ModelError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::MissingFile { .. } => {
+                "a base is a diffusers folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/, or `emoji`"
+                    .into()
+            }
+            Self::Unreadable { .. } => "check that the file exists and may be read".into(),
+            Self::BadConfig { .. } => "download the base again, or compare the file with the publisher's".into(),
+            Self::Unsupported { .. } => "only Stable Diffusion 1.x and 2.x bases can be trained".into(),
+            Self::MissingTensor { .. } | Self::WrongShape { .. } | Self::UnexpectedTensors { .. } => {
+                "config.json and the weight file must come from the same base".into()
+            }
+            Self::NonFiniteWeight { .. } => {
+                "the file is damaged or was saved from a failed run: download it again".into()
+            }
+            Self::NothingMatched { .. } => {
+                "use attention, cross-attention or full, or patterns over module paths such as `up_blocks.*.attn2.to_k`"
+                    .into()
+            }
+            Self::ForeignAdapter { .. } => "train and use an adapter with bases of one family".into(),
+            Self::SizeDoesNotFit { width_px, height_px, multiple_px } => {
+                let near = |size: &usize| ((size + multiple_px / 2) / multiple_px).max(1) * multiple_px;
+                format!("the nearest size that fits is {}x{}", near(width_px), near(height_px))
+            }
+            Self::BadTokenizer { .. } => "a base needs tokenizer/tokenizer.json, or vocab.json and merges.txt".into(),
+            Self::File(error) => return error.hint(),
+            Self::Tensor(_) => return None,
+        })
+    }
+}

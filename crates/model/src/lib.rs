@@ -1,0 +1,62 @@
+//! Stable Diffusion's networks with LoRA injected, on differentiable operations of their own.
+//!
+//! The types that matter:
+//! - [`Base`]: an opened checkpoint, from which [`Unet`], [`TextEncoder`], [`Vae`] and [`Tokenizer`] are loaded one by
+//!   one, and the [`NoiseSchedule`] they were trained with.
+//! - [`Injection`]: which layers of a network get [`LoraFactors`] while it is loaded; an [`AdapterSet`] is all of them.
+//! - [`ops`]: the operations with a backward that never forms a gradient of a frozen weight.
+//!
+//! A training step, in short:
+//!
+//! ```no_run
+//! use candle_core::{DType, Device, Tensor};
+//! use loralei_model::{AdapterSet, Base, BaseSource, Checkpointing, Conditioning, FactorValues, Injection, Targets};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let base = Base::open(BaseSource::Folder("models/sd15".into()), DType::F32, &Device::Cpu)?;
+//! let injection = Injection::new(base.unet_prefix(), Targets::Attention, Box::new(|_, shape| {
+//!     let (down, up) = shape.factor_shapes(4);
+//!     let len = |shape: Vec<usize>| shape.iter().product();
+//!     FactorValues { down: vec![0.01; len(down)], up: vec![0.0; len(up)], alpha: 4.0, rank: 4 }
+//! }));
+//! let unet = base.load_unet(Some(&injection))?;
+//! let factors = AdapterSet::new(injection.finish("U-Net")?);
+//!
+//! let (latents, noise) = (Tensor::ones((1, 4, 64, 64), DType::F32, &Device::Cpu)?, latents_like()?);
+//! # fn latents_like() -> candle_core::Result<Tensor> { Tensor::ones((1, 4, 64, 64), DType::F32, &Device::Cpu) }
+//! let text = Conditioning::text(Tensor::zeros((1, 77, 768), DType::F32, &Device::Cpu)?);
+//! let noisy = base.noise_schedule().add_noise(&latents, &noise, &[500])?;
+//! let prediction = unet.forward(&noisy, &[500], &text, Checkpointing::Block)?;
+//! let loss = (prediction - noise)?.sqr()?.mean_all()?;
+//! let gradients = factors.take_gradients(&loss.backward()?)?;
+//! assert_eq!(gradients.len(), 2 * factors.len());
+//! # Ok(())
+//! # }
+//! ```
+
+mod base;
+mod config;
+mod error;
+mod layers;
+mod lora;
+mod noise_schedule;
+pub mod ops;
+mod resnet;
+mod text_encoder;
+mod time_embedding;
+mod tokenizer;
+mod transformer;
+mod unet;
+mod vae;
+mod weights;
+
+pub use base::{Base, BaseSource};
+pub use config::{PerLevel, Prediction, SchedulerConfig, TextEncoderConfig, UnetConfig, VaeConfig};
+pub use error::ModelError;
+pub use lora::{AdapterSet, FactorValues, Initialize, Injection, LayerShape, LoraFactors, Targets};
+pub use noise_schedule::NoiseSchedule;
+pub use text_encoder::TextEncoder;
+pub use tokenizer::{Tokenizer, TokenizerFiles, Tokens};
+pub use unet::{Checkpointing, Conditioning, Unet};
+pub use vae::{Posterior, Vae};
+pub use weights::{Result, Source, Weights};

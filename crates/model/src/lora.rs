@@ -1,0 +1,404 @@
+//! LoRA in the network: which layers get factors, the factors themselves, and their gradients.
+//!
+//! W x becomes W x + (alpha / r) B A x with A (r, in) and B (out, r), W frozen (Hu et al. 2021, arXiv 2106.09685).
+//! Factors are f32 whatever the dtype of the base. A set of factors is ordered by kohya's module names, so that a sum
+//! over all of them is the same in every run.
+
+use crate::error::ModelError;
+use crate::ops::{Segment, is_recording};
+use crate::weights::Result;
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, Var};
+use loralei_adapter::keys::{Leaf, kohya_key, kohya_module};
+use loralei_adapter::{Adapter, Array, LoraModule};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The low-rank factors of one layer.
+pub struct LoraFactors {
+    module: String,
+    down: Var, // A: (r, in) or (r, in, kh, kw)
+    up: Var,   // B: (out, r) or (out, r, 1, 1)
+    alpha: f32,
+    /// Gradients that a recomputed segment has already taken.
+    kept: Mutex<Option<(Tensor, Tensor)>>,
+}
+
+impl LoraFactors {
+    /// kohya's name of the module, as `lora_unet_mid_block_attentions_0_proj_in`.
+    pub fn module(&self) -> &str {
+        &self.module
+    }
+
+    /// alpha / r.
+    pub fn scale(&self) -> f64 {
+        f64::from(self.alpha) / self.rank() as f64
+    }
+
+    /// r.
+    pub fn rank(&self) -> usize {
+        self.down.dims()[0]
+    }
+
+    /// (A, B): variables while a graph is recorded, plain tensors otherwise.
+    pub(crate) fn tensors(&self) -> (Tensor, Tensor) {
+        if is_recording() {
+            (self.down.as_tensor().clone(), self.up.as_tensor().clone())
+        } else {
+            (self.down.as_detached_tensor(), self.up.as_detached_tensor())
+        }
+    }
+
+    fn keep(&self, gradients: &GradStore) -> candle_core::Result<()> {
+        let (Some(down), Some(up)) = (gradients.get(&self.down), gradients.get(&self.up)) else { return Ok(()) };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some(match kept.take() {
+            None => (down.clone(), up.clone()),
+            Some((d, u)) => ((d + down)?, (u + up)?),
+        });
+        Ok(())
+    }
+}
+
+/// What a layer looks like to LoRA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerShape {
+    /// A linear layer.
+    Linear {
+        /// Inputs.
+        num_in: usize,
+        /// Outputs.
+        num_out: usize,
+    },
+    /// A convolution with a square kernel.
+    Conv2d {
+        /// Channels in.
+        num_in: usize,
+        /// Channels out.
+        num_out: usize,
+        /// Side of the kernel.
+        kernel: usize,
+    },
+}
+
+impl LayerShape {
+    /// Shapes of A and B at a rank, as files have them.
+    pub fn factor_shapes(self, rank: usize) -> (Vec<usize>, Vec<usize>) {
+        match self {
+            Self::Linear { num_in, num_out } => (vec![rank, num_in], vec![num_out, rank]),
+            Self::Conv2d { num_in, num_out, kernel } => (vec![rank, num_in, kernel, kernel], vec![num_out, rank, 1, 1]),
+        }
+    }
+}
+
+/// Which layers of one component get factors, by the path of their module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// No layer.
+    None,
+    /// U-Net: q, k, v, out of every attention. Text encoder: the four attention projections.
+    Attention,
+    /// U-Net: q, k, v, out of the attentions to the text.
+    CrossAttention,
+    /// kohya's set: attention, feed-forward, proj_in and proj_out; text encoder: attention and MLP.
+    Full,
+    /// Patterns over module paths, in which `*` stands for any run of characters.
+    Patterns(Vec<String>),
+}
+
+const ATTENTION: [&str; 8] = [
+    "*.transformer_blocks.*.attn?.to_q",
+    "*.transformer_blocks.*.attn?.to_k",
+    "*.transformer_blocks.*.attn?.to_v",
+    "*.transformer_blocks.*.attn?.to_out.0",
+    "*.self_attn.q_proj",
+    "*.self_attn.k_proj",
+    "*.self_attn.v_proj",
+    "*.self_attn.out_proj",
+];
+const CROSS_ATTENTION: [&str; 4] = [
+    "*.transformer_blocks.*.attn2.to_q",
+    "*.transformer_blocks.*.attn2.to_k",
+    "*.transformer_blocks.*.attn2.to_v",
+    "*.transformer_blocks.*.attn2.to_out.0",
+];
+const FEED_FORWARD: [&str; 6] = [
+    "*.transformer_blocks.*.ff.net.0.proj",
+    "*.transformer_blocks.*.ff.net.2",
+    "*.attentions.*.proj_in",
+    "*.attentions.*.proj_out",
+    "*.mlp.fc1",
+    "*.mlp.fc2",
+];
+
+impl Targets {
+    /// The set's name, or the patterns.
+    fn patterns(&self) -> Vec<&str> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Attention => ATTENTION.to_vec(),
+            Self::CrossAttention => CROSS_ATTENTION.to_vec(),
+            Self::Full => ATTENTION.iter().chain(&FEED_FORWARD).copied().collect(),
+            Self::Patterns(patterns) => patterns.iter().map(String::as_str).collect(),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Attention => "attention",
+            Self::CrossAttention => "cross-attention",
+            Self::Full => "full",
+            Self::Patterns(_) => "patterns",
+        }
+    }
+}
+
+/// `*` stands for any run of characters, `?` for one.
+fn matches(pattern: &str, path: &str) -> bool {
+    let (mut pattern, mut path) = (pattern.as_bytes(), path.as_bytes());
+    // The last star, and where in the path it was met: if the rest fails, the star takes one character more.
+    let mut retry: Option<(&[u8], &[u8])> = None;
+    loop {
+        match (pattern.first(), path.first()) {
+            (None, None) => return true,
+            (Some(b'*'), _) => {
+                pattern = &pattern[1..];
+                retry = Some((pattern, path));
+                continue;
+            }
+            (Some(p), Some(c)) if *p == b'?' || p == c => {
+                (pattern, path) = (&pattern[1..], &path[1..]);
+                continue;
+            }
+            _ => {}
+        }
+        match retry {
+            Some((after_star, at)) if !at.is_empty() => {
+                (pattern, path) = (after_star, &at[1..]);
+                retry = Some((after_star, path));
+            }
+            _ => return false,
+        }
+    }
+}
+
+/// The first values of one layer's factors.
+pub struct FactorValues {
+    /// A, of the first shape of [`LayerShape::factor_shapes`].
+    pub down: Vec<f32>,
+    /// B, of the second.
+    pub up: Vec<f32>,
+    /// The numerator of the scale.
+    pub alpha: f32,
+    /// r, at least 1.
+    pub rank: usize,
+}
+
+/// Gives a layer's first values: kohya's module name and the layer's shape.
+pub type Initialize<'a> = Box<dyn Fn(&str, LayerShape) -> FactorValues + 'a>;
+
+enum Wanted {
+    Targets { targets: Targets, initialize: Initialize<'static>, matched: RefCell<BTreeSet<usize>> },
+    Adapter(BTreeMap<String, LoraModule>),
+}
+
+/// The factors of one component of the network, made while it is built.
+pub struct Injection {
+    /// kohya's prefix of the component, as `lora_unet_`.
+    prefix: String,
+    wanted: Wanted,
+    /// By path of the module.
+    made: RefCell<BTreeMap<String, Arc<LoraFactors>>>,
+}
+
+impl Injection {
+    /// New factors for `targets`, with first values by `initialize`. `prefix` is the component's in kohya's names.
+    pub fn new(prefix: &str, targets: Targets, initialize: Initialize<'static>) -> Self {
+        let wanted = Wanted::Targets { targets, initialize, matched: RefCell::default() };
+        Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
+    }
+
+    /// The factors of an adapter: its modules that carry the component's `prefix`.
+    pub fn from_adapter(prefix: &str, adapter: &Adapter) -> Self {
+        let modules = adapter.modules.iter().filter(|(name, _)| name.starts_with(prefix));
+        let wanted = Wanted::Adapter(modules.map(|(name, module)| (name.clone(), module.clone())).collect());
+        Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
+    }
+
+    /// The factors for the layer at `path`, if it is to have some.
+    pub(crate) fn factors(&self, path: &str, shape: LayerShape, device: &Device) -> Result<Option<Arc<LoraFactors>>> {
+        let module = kohya_module(&self.prefix, path);
+        let values = match &self.wanted {
+            Wanted::Targets { targets, initialize, matched } => {
+                let patterns = targets.patterns();
+                let hits = (0..patterns.len()).filter(|i| matches(patterns[*i], path)).collect::<Vec<_>>();
+                if hits.is_empty() {
+                    return Ok(None);
+                }
+                matched.borrow_mut().extend(hits);
+                initialize(&module, shape)
+            }
+            Wanted::Adapter(modules) => {
+                let Some(found) = modules.get(&module) else { return Ok(None) };
+                let rank = found.rank();
+                let (down_shape, up_shape) = shape.factor_shapes(rank);
+                let fits = |array: &Array, shape: &[usize]| array.data.len() == shape.iter().product::<usize>();
+                if !fits(&found.down, &down_shape) || !fits(&found.up, &up_shape) {
+                    return Err(ModelError::ForeignAdapter { key: module });
+                }
+                let (down, up) = (found.down.data.clone(), found.up.data.clone());
+                FactorValues { down, up, alpha: found.alpha.unwrap_or(rank as f32), rank }
+            }
+        };
+        let (down_shape, up_shape) = shape.factor_shapes(values.rank);
+        let var = |values, shape: Vec<usize>| Var::from_tensor(&Tensor::from_vec(values, shape, device)?);
+        let factors = Arc::new(LoraFactors {
+            module,
+            down: var(values.down, down_shape)?,
+            up: var(values.up, up_shape)?,
+            alpha: values.alpha,
+            kept: Mutex::default(),
+        });
+        self.made.borrow_mut().insert(path.to_owned(), factors.clone());
+        Ok(Some(factors))
+    }
+
+    pub(crate) fn below(&self, path: &str) -> Vec<Arc<LoraFactors>> {
+        let inside = |name: &str| name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.made.borrow().iter().filter(|(name, _)| path.is_empty() || inside(name)).map(|(_, f)| f.clone()).collect()
+    }
+
+    /// The factors that were made, once the network is built.
+    ///
+    /// # Errors
+    /// A pattern that matched no layer, a set that matched none at all, or a module of the adapter that fits none.
+    pub fn finish(self, component: &str) -> Result<Vec<Arc<LoraFactors>>> {
+        let made: Vec<Arc<LoraFactors>> = self.made.into_inner().into_values().collect();
+        match self.wanted {
+            Wanted::Targets { targets, matched, .. } => {
+                let (matched, patterns) = (matched.into_inner(), targets.patterns());
+                let idle = match &targets {
+                    Targets::Patterns(_) => (0..patterns.len()).find(|i| !matched.contains(i)).map(|i| patterns[i]),
+                    Targets::None => None,
+                    set => made.is_empty().then_some(set.name()),
+                };
+                if let Some(pattern) = idle {
+                    let (pattern, component) = (pattern.to_owned(), component.to_owned());
+                    return Err(ModelError::NothingMatched { pattern, component });
+                }
+            }
+            Wanted::Adapter(modules) => {
+                let names: BTreeSet<&str> = made.iter().map(|f| f.module()).collect();
+                if let Some(key) = modules.into_keys().find(|name| !names.contains(name.as_str())) {
+                    return Err(ModelError::ForeignAdapter { key });
+                }
+            }
+        }
+        Ok(made)
+    }
+}
+
+/// All factors of a run, by kohya's names: what the optimizer moves and the file holds.
+#[derive(Clone, Default)]
+pub struct AdapterSet {
+    factors: BTreeMap<String, Arc<LoraFactors>>,
+}
+
+impl AdapterSet {
+    /// The factors of all components together.
+    pub fn new(factors: impl IntoIterator<Item = Arc<LoraFactors>>) -> Self {
+        Self { factors: factors.into_iter().map(|f| (f.module.clone(), f)).collect() }
+    }
+
+    /// Number of modules.
+    pub fn len(&self) -> usize {
+        self.factors.len()
+    }
+
+    /// Whether there is no module at all.
+    pub fn is_empty(&self) -> bool {
+        self.factors.is_empty()
+    }
+
+    /// Whether there are factors for kohya's `module`.
+    pub fn contains(&self, module: &str) -> bool {
+        self.factors.contains_key(module)
+    }
+
+    /// Every factor under its key in the file, as `MODULE.lora_down.weight`.
+    pub fn vars(&self) -> BTreeMap<String, Var> {
+        let named = self.factors.iter().flat_map(|(module, f)| {
+            [(kohya_key(module, Leaf::Down), f.down.clone()), (kohya_key(module, Leaf::Up), f.up.clone())]
+        });
+        named.collect()
+    }
+
+    /// The gradients of one backward pass under the same keys, those of recomputed segments included; what was kept
+    /// for them is given up. A factor that got no gradient is absent.
+    ///
+    /// # Errors
+    /// As the additions inside.
+    pub fn take_gradients(&self, gradients: &GradStore) -> candle_core::Result<BTreeMap<String, Tensor>> {
+        let mut all = BTreeMap::new();
+        for (module, factors) in &self.factors {
+            factors.keep(gradients)?;
+            if let Some((down, up)) = factors.kept.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                all.insert(kohya_key(module, Leaf::Down), down);
+                all.insert(kohya_key(module, Leaf::Up), up);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The factors as an adapter, without metadata.
+    ///
+    /// # Errors
+    /// If a factor cannot be copied to the host.
+    pub fn to_adapter(&self) -> candle_core::Result<Adapter> {
+        let array = |var: &Var| -> candle_core::Result<Array> {
+            Ok(Array { shape: var.dims().to_vec(), data: var.as_detached_tensor().flatten_all()?.to_vec1()? })
+        };
+        let modules = self.factors.iter().map(|(module, f)| {
+            Ok((module.clone(), LoraModule { down: array(&f.down)?, up: array(&f.up)?, alpha: Some(f.alpha) }))
+        });
+        Ok(Adapter { modules: modules.collect::<candle_core::Result<_>>()?, metadata: BTreeMap::new() })
+    }
+}
+
+/// A block of the network with the factors inside it, as recompute wants it.
+pub(crate) struct Block<F> {
+    pub(crate) forward: F,
+    pub(crate) factors: Vec<Arc<LoraFactors>>,
+}
+
+impl<F: Fn(&[Tensor]) -> candle_core::Result<Tensor> + Send + Sync> Segment for Block<F> {
+    fn forward(&self, inputs: &[Tensor]) -> candle_core::Result<Tensor> {
+        (self.forward)(inputs)
+    }
+
+    fn has_factors(&self) -> bool {
+        !self.factors.is_empty()
+    }
+
+    fn keep_gradients(&self, gradients: &GradStore) -> candle_core::Result<()> {
+        self.factors.iter().try_for_each(|f| f.keep(gradients))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn patterns_match_whole_paths() {
+        let path = "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0";
+        for pattern in ["*", path, "*.attn2.*", "down_blocks.*.to_out.0", "*.attn?.to_out.0", "*0*1*2*0"] {
+            assert!(matches(pattern, path), "{pattern}");
+        }
+        for pattern in ["", "attn2", "*.attn2", "*.attn2.to_out", "up_blocks.*", "*.attn?to_out.0", "?"] {
+            assert!(!matches(pattern, path), "{pattern}");
+        }
+    }
+}

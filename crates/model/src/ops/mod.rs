@@ -1,0 +1,39 @@
+//! Differentiable operations, each with a backward that forms only the gradients a LoRA trainer needs.
+//!
+//! Why they exist: candle's fused layers drop the graph in silence, and its matrix and convolution backward forms
+//! the gradients of frozen weights too (`docs/design.md`). Here a frozen weight lives *inside* the operation, so no
+//! gradient of it can ever be formed; at most three inputs carry gradients.
+//!
+//! Conventions, in all files of this module:
+//! - Activations are channels-last: `(b, h, w, c)` for maps, `(b, l, c)` for tokens. A convolution and an attention
+//!   then read the same memory, without a copy between them.
+//! - Kernels of convolutions are `(out, kh, kw, in)`; LoRA factors keep the shapes of the file.
+//! - f32 and f64 are computed as they are; bf16 and f16 are widened to f32, computed, and narrowed once at the end.
+//! - Every reduction is cut at fixed places, never by the number of threads: the same input gives the same bytes.
+//!
+//! Axis legend: b batch, h w height width, c channels, l tokens, n heads, d head size, r rank, m rows.
+
+mod activation;
+mod attention;
+pub mod composed;
+mod conv;
+mod gemm;
+mod group_norm;
+mod im2col;
+mod layer_norm;
+mod linear;
+mod numbers;
+mod real;
+mod recompute;
+mod shift;
+mod upsample;
+
+pub use activation::{Activation, activation, geglu};
+pub use attention::attention;
+pub use conv::{ConvGeometry, conv2d, lora_conv2d};
+pub use group_norm::group_norm;
+pub use layer_norm::layer_norm;
+pub use linear::{linear, lora_linear};
+pub use recompute::{Segment, is_recording, recompute, without_graph};
+pub use shift::add_per_sample;
+pub use upsample::upsample_nearest;

@@ -1,0 +1,120 @@
+//! CLIP's tokenizer: lower-cased byte-pair encoding with `</w>` at the end of a word, between two marks, padded to 77.
+//! From `tokenizer.json`, or from `vocab.json` and `merges.txt`, with the marks that `tokenizer_config.json` names.
+
+use crate::error::ModelError;
+use crate::weights::Result;
+use serde_json::{Value, json};
+use tokenizers::AddedToken;
+
+/// The text of a tokenizer's files, as far as a base has them.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerFiles {
+    /// Names the folder in errors.
+    pub path: String,
+    /// `tokenizer.json`.
+    pub tokenizer_json: Option<String>,
+    /// `vocab.json`.
+    pub vocab: Option<String>,
+    /// `merges.txt`.
+    pub merges: Option<String>,
+    /// `tokenizer_config.json`.
+    pub config: Option<String>,
+}
+
+/// A prompt as numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Start mark, tokens, end mark, padding: as many as the encoder has positions.
+    pub input_ids: Vec<i64>,
+    /// Tokens of the text that did not fit and were cut, marks not counted.
+    pub num_cut: usize,
+}
+
+/// The tokenizer of one text encoder.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    start: i64,
+    end: i64,
+    pad: i64,
+    positions: usize,
+}
+
+/// How CLIP cuts text into words before the merges.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+impl Tokenizer {
+    /// Makes the tokenizer for an encoder of `positions` tokens.
+    ///
+    /// # Errors
+    /// Files that are missing or make no tokenizer, marks that are not in the vocabulary.
+    pub fn new(files: &TokenizerFiles, positions: usize) -> Result<Self> {
+        let wrong = |reason: String| ModelError::BadTokenizer { path: files.path.clone(), reason };
+        let config: Value = match &files.config {
+            Some(text) => serde_json::from_str(text).map_err(|e| wrong(format!("tokenizer_config.json: {e}")))?,
+            None => Value::Null,
+        };
+        let mark = |key: &str, default: &str| {
+            let found = config.get(key).and_then(|v| v.as_str().or_else(|| v.get("content")?.as_str()));
+            found.unwrap_or(default).to_owned()
+        };
+        let (start, end) = (mark("bos_token", "<|startoftext|>"), mark("eos_token", "<|endoftext|>"));
+        let pad = mark("pad_token", &end);
+        let mut inner: tokenizers::Tokenizer = match (&files.tokenizer_json, &files.vocab, &files.merges) {
+            (Some(json), _, _) => json.parse().map_err(|e| wrong(format!("tokenizer.json: {e}")))?,
+            (None, Some(vocab), Some(merges)) => from_vocabulary(vocab, merges, &end).map_err(wrong)?,
+            _ => return Err(wrong("neither tokenizer.json nor vocab.json with merges.txt is there".into())),
+        };
+        // Cutting, padding and the marks are done here, so that a file cannot do them a second time.
+        let _ = inner.with_truncation(None);
+        inner.with_padding(None);
+        let special = [&start, &end].map(|token| AddedToken::from(token.clone(), true).normalized(false));
+        if let Some(missing) = [&start, &end, &pad].iter().find(|t| inner.token_to_id(t).is_none()) {
+            return Err(wrong(format!("the mark `{missing}` is not in the vocabulary")));
+        }
+        inner.add_special_tokens(special).map_err(|e| wrong(e.to_string()))?;
+        let id = |token: &str| i64::from(inner.token_to_id(token).unwrap_or_default());
+        let (start, end, pad) = (id(&start), id(&end), id(&pad));
+        Ok(Self { inner, start, end, pad, positions: positions.max(2) })
+    }
+
+    /// The text as ids, cut to what fits.
+    ///
+    /// # Errors
+    /// Text that the tokenizer cannot encode.
+    pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let encoding = self.inner.encode(text, false).map_err(|e| ModelError::BadTokenizer {
+            path: "tokenizer".into(),
+            reason: format!("cannot encode {text:?}: {e}"),
+        })?;
+        let room = self.positions - 2;
+        let num_tokens = encoding.get_ids().len();
+        let mut input_ids = vec![self.start];
+        input_ids.extend(encoding.get_ids().iter().take(room).map(|id| i64::from(*id)));
+        input_ids.push(self.end);
+        input_ids.resize(self.positions, self.pad);
+        Ok(Tokens { input_ids, num_cut: num_tokens.saturating_sub(room) })
+    }
+}
+
+/// The same description that newer bases bring as `tokenizer.json`, made from the two older files.
+fn from_vocabulary(vocab: &str, merges: &str, unknown: &str) -> std::result::Result<tokenizers::Tokenizer, String> {
+    let vocab: Value = serde_json::from_str(vocab).map_err(|e| format!("vocab.json: {e}"))?;
+    let pairs = merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty());
+    let merges = pairs
+        .map(|line| line.split_once(' ').map(|(left, right)| [left, right]))
+        .collect::<Option<Vec<_>>>()
+        .ok_or("merges.txt has a line that is not a pair")?;
+    let words = json!({"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": true});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let one_space = json!({"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "});
+    let description = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "post_processor": null, "decoder": null,
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, one_space, {"type": "Lowercase"}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [words, bytes]},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges
+        },
+    });
+    description.to_string().parse().map_err(|e| format!("vocab.json and merges.txt: {e}"))
+}

@@ -1,0 +1,258 @@
+//! Every operation against a plain composition of candle's own differentiable operations (f32 and bf16), and against
+//! finite differences (f64): values and the gradient of every input that carries one.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use loralei_model::ops::{self, Activation, ConvGeometry, composed};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+struct Draw(ChaCha8Rng);
+
+impl Draw {
+    fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    fn normal(&mut self, shape: &[usize]) -> Tensor {
+        let values: Vec<f64> = (0..shape.iter().product()).map(|_| StandardNormal.sample(&mut self.0)).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let flat = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    let (a, b) = (flat(a), flat(b));
+    assert_eq!(a.len(), b.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-30)
+}
+
+type Op<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+/// The output for `inputs` and the gradients of a random projection of it.
+fn run(op: Op, inputs: &[Tensor], projection: &Tensor) -> (Tensor, Vec<Tensor>) {
+    let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let output = op(&tensors).unwrap();
+    let projected = (&output * projection.to_dtype(output.dtype()).unwrap()).unwrap();
+    let gradients = projected.to_dtype(DType::F64).unwrap().sum_all().unwrap().backward().unwrap();
+    (output.detach(), vars.iter().map(|v| gradients.get(v).expect("a gradient for every input").clone()).collect())
+}
+
+/// Checks `ours` against `oracle`. Both get the inputs, then the frozen tensors, in the dtype under test.
+fn check(name: &str, inputs: &[Tensor], frozen: &[Tensor], ours: Op, oracle: Op) {
+    let cast = |x: &[Tensor], dtype| x.iter().map(|x| x.to_dtype(dtype).unwrap()).collect::<Vec<_>>();
+    let closed =
+        |op: &dyn Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor], frozen: &[Tensor]| op(&[inputs, frozen].concat());
+    let exact = cast(inputs, DType::F64);
+    let frozen64 = cast(frozen, DType::F64);
+    let output = closed(oracle, &exact, &frozen64).unwrap();
+    let projection = Draw::new(99).normal(output.dims());
+    // The oracle in f64 against finite differences would only test candle; ours in f64 against both is the point.
+    let (expected, expected_gradients) = run(&|x| closed(oracle, x, &frozen64), &exact, &projection);
+    for (dtype, tolerance) in [(DType::F64, 2e-6), (DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+        let (frozen, inputs) = (cast(frozen, dtype), cast(inputs, dtype));
+        let (value, gradients) = run(&|x| closed(ours, x, &frozen), &inputs, &projection);
+        assert_eq!(value.dtype(), dtype, "{name}");
+        assert_eq!(value.dims(), expected.dims(), "{name}");
+        assert!(distance(&value, &expected) < tolerance, "{name} {dtype:?} value: {}", distance(&value, &expected));
+        for (i, (ours, theirs)) in gradients.iter().zip(&expected_gradients).enumerate() {
+            assert_eq!(ours.dtype(), dtype, "{name}");
+            let d = distance(ours, theirs);
+            assert!(d < tolerance, "{name} {dtype:?} gradient of input {i}: {d}");
+        }
+    }
+    finite_differences(name, &|x| closed(ours, x, &frozen64), &exact, &projection);
+}
+
+/// Central differences along random directions: d/dt <projection, op(x + t v)> = <gradient, v>.
+fn finite_differences(name: &str, op: Op, inputs: &[Tensor], projection: &Tensor) {
+    let (_, gradients) = run(op, inputs, projection);
+    let dot = |a: &Tensor, b: &Tensor| (a * b).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    let mut draw = Draw::new(7);
+    for (i, gradient) in gradients.iter().enumerate() {
+        for _ in 0..3 {
+            let direction = draw.normal(inputs[i].dims());
+            let at = |t: f64| {
+                let mut moved = inputs.to_vec();
+                moved[i] = (&inputs[i] + (&direction * t).unwrap()).unwrap();
+                dot(&op(&moved).unwrap(), projection)
+            };
+            let h = 1e-5;
+            let (slope, expected) = ((at(h) - at(-h)) / (2.0 * h), dot(gradient, &direction));
+            assert!((slope - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{name} input {i}: {slope} {expected}");
+        }
+    }
+}
+
+#[test]
+fn frozen_linear_matches() {
+    let mut draw = Draw::new(1);
+    let inputs = [draw.normal(&[2, 5, 7])];
+    let frozen = [draw.normal(&[11, 7]), draw.normal(&[11])];
+    check("linear", &inputs, &frozen, &|x| ops::linear(&x[0], &x[1], Some(&x[2])), &|x| {
+        composed::linear(&x[0], &x[1], Some(&x[2]))
+    });
+    check("linear without bias", &inputs, &frozen[..1], &|x| ops::linear(&x[0], &x[1], None), &|x| {
+        composed::linear(&x[0], &x[1], None)
+    });
+}
+
+#[test]
+fn lora_linear_matches() {
+    let mut draw = Draw::new(2);
+    let inputs = [draw.normal(&[2, 5, 7]), draw.normal(&[3, 7]), draw.normal(&[11, 3])];
+    let frozen = [draw.normal(&[11, 7]), draw.normal(&[11])];
+    check(
+        "lora linear",
+        &inputs,
+        &frozen,
+        &|x| ops::lora_linear(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), 0.375),
+        &|x| composed::lora_linear(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), 0.375),
+    );
+}
+
+#[test]
+fn convolutions_match() {
+    let mut draw = Draw::new(3);
+    let downsample = ConvGeometry { stride: 2, pad_before: 1, pad_after: 1 };
+    let vae_downsample = ConvGeometry { stride: 2, pad_before: 0, pad_after: 1 };
+    let pointwise_strided = ConvGeometry { stride: 2, pad_before: 0, pad_after: 0 };
+    for (kernel, geometry) in [
+        (3, ConvGeometry::same(3)),
+        (1, ConvGeometry::same(1)),
+        (3, downsample),
+        (3, vae_downsample),
+        (1, pointwise_strided),
+    ] {
+        let inputs = [draw.normal(&[2, 6, 4, 5]), draw.normal(&[3, 5, kernel, kernel]), draw.normal(&[7, 3, 1, 1])];
+        let frozen = [draw.normal(&[7, kernel, kernel, 5]), draw.normal(&[7])];
+        check(
+            &format!("conv {kernel} {geometry:?}"),
+            &inputs[..1],
+            &frozen,
+            &|x| ops::conv2d(&x[0], &x[1], Some(&x[2]), geometry),
+            &|x| composed::conv2d(&x[0], &x[1], Some(&x[2]), geometry),
+        );
+        check(
+            &format!("lora conv {kernel} {geometry:?}"),
+            &inputs,
+            &frozen,
+            &|x| ops::lora_conv2d(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), geometry, 0.4),
+            &|x| composed::lora_conv2d(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), geometry, 0.4),
+        );
+    }
+}
+
+#[test]
+fn convolution_in_many_tiles_equals_the_oracle() {
+    let mut draw = Draw::new(4);
+    // 2 * 80 * 72 patches of 9 * 96 numbers are three tiles
+    let x = draw.normal(&[2, 80, 72, 96]).to_dtype(DType::F32).unwrap();
+    let w = draw.normal(&[8, 3, 3, 96]).to_dtype(DType::F32).unwrap();
+    let projection = draw.normal(&[2, 80, 72, 8]);
+    let same = ConvGeometry::same(3);
+    let (ours, d_ours) = run(&|x| ops::conv2d(&x[0], &w, None, same), std::slice::from_ref(&x), &projection);
+    let (theirs, d_theirs) = run(&|x| composed::conv2d(&x[0], &w, None, same), &[x], &projection);
+    assert!(distance(&ours, &theirs) < 1e-5 && distance(&d_ours[0], &d_theirs[0]) < 1e-5);
+}
+
+#[test]
+fn norms_match() {
+    let mut draw = Draw::new(5);
+    // a mean far from zero shows a variance computed without centring
+    let x = (draw.normal(&[2, 9, 13, 12]) + 3.0).unwrap();
+    let frozen = [draw.normal(&[12]), draw.normal(&[12])];
+    for silu in [false, true] {
+        check(
+            &format!("group norm, silu {silu}"),
+            std::slice::from_ref(&x),
+            &frozen,
+            &|x| ops::group_norm(&x[0], &x[1], &x[2], 4, 1e-5, silu),
+            &|x| composed::group_norm(&x[0], &x[1], &x[2], 4, 1e-5, silu),
+        );
+    }
+    check("layer norm", &[x], &frozen, &|x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-5), &|x| {
+        composed::layer_norm(&x[0], &x[1], &x[2], 1e-5)
+    });
+}
+
+#[test]
+fn attention_matches() {
+    let mut draw = Draw::new(6);
+    for (queries, keys, causal) in [(9, 9, false), (9, 5, false), (9, 9, true)] {
+        let inputs = [draw.normal(&[2, queries, 12]), draw.normal(&[2, keys, 12]), draw.normal(&[2, keys, 12])];
+        check(
+            &format!("attention {queries} {keys} {causal}"),
+            &inputs,
+            &[],
+            &|x| ops::attention(&x[0], &x[1], &x[2], 3, causal),
+            &|x| composed::attention(&x[0], &x[1], &x[2], 3, causal),
+        );
+    }
+}
+
+#[test]
+fn attention_over_many_tiles_equals_the_oracle() {
+    let mut draw = Draw::new(8);
+    let inputs: Vec<Tensor> = (0..3).map(|_| draw.normal(&[1, 700, 16]).to_dtype(DType::F32).unwrap()).collect();
+    let projection = draw.normal(&[1, 700, 16]);
+    for causal in [false, true] {
+        let (ours, d_ours) = run(&|x| ops::attention(&x[0], &x[1], &x[2], 2, causal), &inputs, &projection);
+        let (theirs, d_theirs) = run(&|x| composed::attention(&x[0], &x[1], &x[2], 2, causal), &inputs, &projection);
+        assert!(distance(&ours, &theirs) < 1e-5);
+        d_ours.iter().zip(&d_theirs).for_each(|(a, b)| assert!(distance(a, b) < 1e-5));
+    }
+}
+
+#[test]
+fn activations_match() {
+    let mut draw = Draw::new(9);
+    let x = (draw.normal(&[3, 5, 8]) * 2.5).unwrap();
+    for kind in [Activation::Gelu, Activation::QuickGelu, Activation::Silu] {
+        check(&format!("{kind:?}"), std::slice::from_ref(&x), &[], &|x| ops::activation(&x[0], kind), &|x| {
+            composed::activation(&x[0], kind)
+        });
+    }
+    check("geglu", &[x], &[], &|x| ops::geglu(&x[0]), &|x| composed::geglu(&x[0]));
+}
+
+#[test]
+fn upsample_and_shift_match() {
+    let mut draw = Draw::new(10);
+    let (x, shift) = (draw.normal(&[2, 3, 4, 5]), draw.normal(&[2, 5]));
+    check("upsample", std::slice::from_ref(&x), &[], &|x| ops::upsample_nearest(&x[0]), &|x| {
+        composed::upsample_nearest(&x[0])
+    });
+    check("shift", &[x, shift], &[], &|x| ops::add_per_sample(&x[0], &x[1]), &|x| {
+        composed::add_per_sample(&x[0], &x[1])
+    });
+}
+
+#[test]
+fn a_view_gives_what_its_copy_gives() {
+    let mut draw = Draw::new(11);
+    let x = draw.normal(&[4, 6, 2]).to_dtype(DType::F32).unwrap();
+    let w = draw.normal(&[3, 4]).to_dtype(DType::F32).unwrap();
+    let view = x.t().unwrap().narrow(0, 1, 2).unwrap().transpose(1, 2).unwrap().transpose(0, 2).unwrap();
+    let view = view.transpose(0, 1).unwrap();
+    let view = if view.dim(2).unwrap() == 4 { view } else { x.permute((2, 1, 0)).unwrap() }; // (2, 6, 4), not contiguous
+    assert!(!view.is_contiguous());
+    let copy = view.contiguous().unwrap();
+    assert_eq!(distance(&ops::linear(&view, &w, None).unwrap(), &ops::linear(&copy, &w, None).unwrap()), 0.0);
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let mut draw = Draw::new(12);
+    let (x, map) = (draw.normal(&[2, 3, 8]), draw.normal(&[2, 3, 3, 8]));
+    assert!(ops::linear(&x, &draw.normal(&[4, 7]), None).is_err());
+    assert!(
+        ops::lora_linear(&x, &draw.normal(&[2, 8]), &draw.normal(&[5, 2]), &draw.normal(&[4, 8]), None, 1.0).is_err()
+    );
+    assert!(ops::conv2d(&map, &draw.normal(&[4, 3, 3, 7]), None, ConvGeometry::same(3)).is_err());
+    assert!(ops::group_norm(&map, &draw.normal(&[8]), &draw.normal(&[8]), 3, 1e-5, false).is_err());
+    assert!(ops::attention(&x, &x, &x, 3, false).is_err());
+    assert!(ops::geglu(&draw.normal(&[2, 3])).is_err());
+}

@@ -1,0 +1,339 @@
+//! The settings of a run as one TOML tree. The comment of each field is its reference documentation, from which
+//! `docs/reference/config.md` is generated.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use candle_core::DType;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// All settings of a training run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Built-in settings to start from: `subject-sd15`, `subject-sd21` or `style-sd15`. The rest of the file overrides
+    /// them. Unset: the defaults below.
+    pub preset: Option<String>,
+    /// The base model.
+    pub model: ModelConfig,
+    /// The images and what they show.
+    pub data: DataConfig,
+    /// The adapter: which layers of the base get factors, and how large.
+    pub lora: LoraConfig,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over the run.
+    pub schedule: ScheduleConfig,
+    /// The length of the run and the size of a step.
+    pub train: StepsConfig,
+    /// The files of the run.
+    pub output: OutputConfig,
+}
+
+/// `[model]`: the base model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// `emoji`, the small model inside the program, or a folder in the diffusers layout (with `unet/`, `vae/`,
+    /// `text_encoder/`, `tokenizer/`, `scheduler/`).
+    pub base: String,
+    /// Number type in which the base computes: `f32`, `bf16` or `f16`. The factors are always trained in f32.
+    pub dtype: Dtype,
+    /// Where the run computes: `cpu`.
+    pub device: DeviceKind,
+}
+
+/// `[data]`: the images and what they show.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// Folder of jpg, png and webp images, each with its caption in a `.txt` file of the same name. Required.
+    pub images: Option<PathBuf>,
+    /// Width and height of the training images in pixels. Images are scaled to cover it and cropped at the centre. Must
+    /// be a multiple of what the base divides by: 64 for Stable Diffusion 1 and 2.
+    pub size_px: usize,
+    /// Width in pixels where it differs from `size_px`.
+    pub width_px: Option<usize>,
+    /// Height in pixels where it differs from `size_px`.
+    pub height_px: Option<usize>,
+    /// Caption of every image that has no `.txt` file.
+    pub prompt: Option<String>,
+    /// Words that shall call the subject, put in front of captions that lack them: `ohwx cat`. Written into the adapter.
+    pub trigger: Option<String>,
+}
+
+/// `[lora]`: the adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Rank of the factors: how much the adapter can hold. The file grows in proportion.
+    pub rank: usize,
+    /// Strength: the update is scaled by alpha / rank. Unset: the rank of each component, so that learning rates keep
+    /// their meaning when the rank changes.
+    pub alpha: Option<f64>,
+    /// The U-Net, which draws.
+    pub unet: UnetConfig,
+    /// The text encoder, which reads the caption.
+    pub text_encoder: TextEncoderConfig,
+}
+
+/// `[lora.unet]`: factors in the U-Net.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnetConfig {
+    /// Which layers get factors: `attention` (query, key, value and output of every attention), `cross-attention` (of
+    /// those only the ones that look at the text), `full` (attention, feed-forward and the projections around them),
+    /// `none`, or a list of patterns over module paths with `*` for any text: `["down_blocks.*.attn2.to_k"]`.
+    pub targets: Targets,
+    /// Rank in the U-Net. Unset: `lora.rank`.
+    pub rank: Option<usize>,
+    /// Alpha in the U-Net. Unset: `lora.alpha`.
+    pub alpha: Option<f64>,
+    /// Learning rate in the U-Net. Unset: `optimizer.learning_rate`.
+    pub learning_rate: Option<f64>,
+}
+
+/// `[lora.text_encoder]`: factors in the text encoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextEncoderConfig {
+    /// Which layers get factors: `none`, `attention` (query, key, value and output of every layer), `full` (attention
+    /// and feed-forward), or a list of patterns over module paths as for the U-Net.
+    pub targets: Targets,
+    /// Rank in the text encoder. Unset: `lora.rank`.
+    pub rank: Option<usize>,
+    /// Alpha in the text encoder. Unset: `lora.alpha`.
+    pub alpha: Option<f64>,
+    /// Learning rate in the text encoder; half the U-Net's or less is usual. Unset: `optimizer.learning_rate`.
+    pub learning_rate: Option<f64>,
+}
+
+/// `[optimizer]`: AdamW.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Full learning rate, before the schedule.
+    pub learning_rate: f64,
+    /// Decoupled weight decay: factors shrink by learning rate * weight decay each step.
+    pub weight_decay: f64,
+    /// Decay of the running mean of the gradient.
+    pub beta1: f64,
+    /// Decay of the running mean of the squared gradient.
+    pub beta2: f64,
+    /// Added to the denominator of the update.
+    pub eps: f64,
+    /// Largest norm of all gradients together; longer ones are scaled down to it. 0 turns this off.
+    pub max_grad_norm: f64,
+}
+
+/// `[schedule]`: the learning rate over the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// How the learning rate falls after the warm-up: `constant`, `cosine` or `linear`.
+    pub kind: ScheduleKind,
+    /// Steps over which the learning rate rises from 0 at the start.
+    pub warmup_steps: u64,
+    /// Part of the full learning rate that is left at the end of `cosine` and `linear`, 0 to 1.
+    pub final_ratio: f64,
+}
+
+/// `[train]`: the length of the run and the size of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StepsConfig {
+    /// Optimizer steps of the run. About 100 for each image is a start for a subject.
+    pub steps: u64,
+    /// Images that go through the model together.
+    pub batch_size: usize,
+    /// Batches whose gradients are summed to one step: a step sees `batch_size` * `accumulate` images and needs no more
+    /// memory than one batch.
+    pub accumulate: usize,
+    /// All randomness of the run comes from it: the same seed gives the same bytes.
+    pub seed: u64,
+    /// What is kept for the backward pass: `none` keeps every activation, `block` only the inputs of blocks and computes
+    /// the rest again (less memory, about 40 % more time, the same result).
+    pub checkpointing: Checkpointing,
+}
+
+/// `[output]`: the files of the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputConfig {
+    /// Folder of the run, made if missing. Unset: `runs/` and the name of the images' folder.
+    pub folder: Option<PathBuf>,
+    /// Name of the adapter file, without `.safetensors`. Unset: the name of the folder.
+    pub name: Option<String>,
+    /// Number type of the adapter file: `f16`, `bf16` or `f32`.
+    pub precision: Dtype,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self { base: "emoji".to_string(), dtype: Dtype::F32, device: DeviceKind::Cpu }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { images: None, size_px: 512, width_px: None, height_px: None, prompt: None, trigger: None }
+    }
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { rank: 4, alpha: None, unet: UnetConfig::default(), text_encoder: TextEncoderConfig::default() }
+    }
+}
+
+impl Default for UnetConfig {
+    fn default() -> Self {
+        Self { targets: Targets::Attention, rank: None, alpha: None, learning_rate: None }
+    }
+}
+
+impl Default for TextEncoderConfig {
+    fn default() -> Self {
+        Self { targets: Targets::None, rank: None, alpha: None, learning_rate: None }
+    }
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self { learning_rate: 1e-4, weight_decay: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: 1.0 }
+    }
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self { kind: ScheduleKind::Constant, warmup_steps: 0, final_ratio: 0.0 }
+    }
+}
+
+impl Default for StepsConfig {
+    fn default() -> Self {
+        Self { steps: 1000, batch_size: 1, accumulate: 1, seed: 0, checkpointing: Checkpointing::None }
+    }
+}
+
+impl Default for OutputConfig {
+    fn default() -> Self {
+        Self { folder: None, name: None, precision: Dtype::F16 }
+    }
+}
+
+/// A number type of tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit IEEE.
+    F32,
+    /// 16 bits with the exponent of f32.
+    Bf16,
+    /// 16-bit IEEE.
+    F16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+        }
+    }
+}
+
+/// Where a run computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// All cores of the processor.
+    Cpu,
+}
+
+/// How the learning rate falls after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Not at all.
+    Constant,
+    /// Along half a cosine.
+    Cosine,
+    /// In equal parts.
+    Linear,
+}
+
+/// What is kept for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checkpointing {
+    /// Every activation that backward needs.
+    None,
+    /// The inputs of blocks; what is inside is computed again.
+    Block,
+}
+
+/// Which layers of a component get factors. In TOML the name of a set or a list of patterns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// No layer: the component stays frozen.
+    None,
+    /// The attention projections.
+    Attention,
+    /// The projections of those attentions that look at the text.
+    CrossAttention,
+    /// Attention, feed-forward and, in the U-Net, the projections around them.
+    Full,
+    /// Layers whose module path matches one of these patterns.
+    Patterns(Vec<String>),
+}
+
+impl Targets {
+    const SETS: [(&'static str, Targets); 4] = [
+        ("none", Targets::None),
+        ("attention", Targets::Attention),
+        ("cross-attention", Targets::CrossAttention),
+        ("full", Targets::Full),
+    ];
+}
+
+impl Serialize for Targets {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if let Targets::Patterns(patterns) = self {
+            return patterns.serialize(serializer);
+        }
+        let name = Self::SETS.iter().find(|(_, set)| set == self).map_or("none", |(name, _)| name);
+        serializer.serialize_str(name)
+    }
+}
+
+impl<'de> Deserialize<'de> for Targets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TargetsVisitor)
+    }
+}
+
+struct TargetsVisitor;
+
+impl<'de> de::Visitor<'de> for TargetsVisitor {
+    type Value = Targets;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("\"none\", \"attention\", \"cross-attention\", \"full\" or a list of patterns")
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Targets, E> {
+        let set = Targets::SETS.into_iter().find(|(name, _)| *name == value);
+        set.map(|(_, set)| set).ok_or_else(|| E::invalid_value(de::Unexpected::Str(value), &self))
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut sequence: A) -> Result<Targets, A::Error> {
+        let mut patterns = Vec::new();
+        while let Some(pattern) = sequence.next_element()? {
+            patterns.push(pattern);
+        }
+        Ok(Targets::Patterns(patterns))
+    }
+}

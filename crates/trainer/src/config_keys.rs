@@ -1,0 +1,146 @@
+//! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
+
+/// Every key that can be set, in the order of the reference. A test holds it against the types.
+pub(crate) const KEYS: [&str; 37] = [
+    "preset",
+    "model.base",
+    "model.dtype",
+    "model.device",
+    "data.images",
+    "data.size_px",
+    "data.width_px",
+    "data.height_px",
+    "data.prompt",
+    "data.trigger",
+    "lora.rank",
+    "lora.alpha",
+    "lora.unet.targets",
+    "lora.unet.rank",
+    "lora.unet.alpha",
+    "lora.unet.learning_rate",
+    "lora.text_encoder.targets",
+    "lora.text_encoder.rank",
+    "lora.text_encoder.alpha",
+    "lora.text_encoder.learning_rate",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "optimizer.eps",
+    "optimizer.max_grad_norm",
+    "schedule.kind",
+    "schedule.warmup_steps",
+    "schedule.final_ratio",
+    "train.steps",
+    "train.batch_size",
+    "train.accumulate",
+    "train.seed",
+    "train.checkpointing",
+    "output.folder",
+    "output.name",
+    "output.precision",
+];
+
+/// What other trainers call it. Compared with the last part of a key.
+const OTHER_NAMES: [(&str, &str); 18] = [
+    ("lr", "optimizer.learning_rate"),
+    ("unet_lr", "lora.unet.learning_rate"),
+    ("text_encoder_lr", "lora.text_encoder.learning_rate"),
+    ("batch", "train.batch_size"),
+    ("train_batch_size", "train.batch_size"),
+    ("gradient_accumulation_steps", "train.accumulate"),
+    ("gradient_checkpointing", "train.checkpointing"),
+    ("max_train_steps", "train.steps"),
+    ("epochs", "train.steps"),
+    ("network_dim", "lora.rank"),
+    ("network_alpha", "lora.alpha"),
+    ("dim", "lora.rank"),
+    ("resolution", "data.size_px"),
+    ("train_data_dir", "data.images"),
+    ("instance_prompt", "data.prompt"),
+    ("pretrained_model_name_or_path", "model.base"),
+    ("lr_scheduler", "schedule.kind"),
+    ("output_dir", "output.folder"),
+];
+
+/// Whether `key` is a dotted key that can be set: `train.steps`.
+pub fn is_config_key(key: &str) -> bool {
+    KEYS.contains(&key)
+}
+
+/// Whether `key` names a section: `lora.unet`.
+pub(crate) fn is_section(key: &str) -> bool {
+    KEYS.iter().any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The valid key that resembles `key` most: by the whole and by its last part, so that a right name in a wrong section
+/// is found as well as a slip of the finger. Names that other trainers use lead to ours.
+pub fn nearest_config_key(key: &str) -> &'static str {
+    let last = last_part(key);
+    if let Some((_, ours)) = OTHER_NAMES.iter().find(|(other, _)| *other == last) {
+        return ours;
+    }
+    let resemblance = |known: &str| {
+        strsim::normalized_damerau_levenshtein(key, known)
+            + strsim::normalized_damerau_levenshtein(last, last_part(known))
+    };
+    KEYS.into_iter().max_by(|a, b| resemblance(a).total_cmp(&resemblance(b))).unwrap_or("train.steps")
+}
+
+fn last_part(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainConfig;
+
+    /// The fields that serde knows of a section, out of its message about one it does not know.
+    fn fields_of(section: &str) -> Vec<String> {
+        let text = if section.is_empty() { "zzz = 1".to_string() } else { format!("[{section}]\nzzz = 1") };
+        let message = toml::from_str::<TrainConfig>(&text).unwrap_err().message().to_string();
+        let (_, expected) = message.split_once("expected").unwrap();
+        expected.split('`').skip(1).step_by(2).map(str::to_string).collect()
+    }
+
+    fn collect(section: &str, keys: &mut Vec<String>) {
+        for field in fields_of(section) {
+            let key = if section.is_empty() { field } else { format!("{section}.{field}") };
+            if is_section(&key) { collect(&key, keys) } else { keys.push(key) }
+        }
+    }
+
+    #[test]
+    fn the_list_of_keys_is_that_of_the_types_in_their_order() {
+        let mut keys = Vec::new();
+        collect("", &mut keys);
+        assert_eq!(keys, KEYS);
+    }
+
+    #[test]
+    fn a_mistyped_key_leads_to_the_one_meant() {
+        for (typed, meant) in [
+            ("train.stpes", "train.steps"),
+            ("train.step", "train.steps"),
+            ("steps", "train.steps"),
+            ("rank", "lora.rank"),
+            ("lora.unet.rnk", "lora.unet.rank"),
+            ("unet.rank", "lora.unet.rank"),
+            ("optimiser.learning_rate", "optimizer.learning_rate"),
+            ("train.lr", "optimizer.learning_rate"),
+            ("data.folder", "output.folder"),
+            ("network_dim", "lora.rank"),
+            ("schedule.warmup", "schedule.warmup_steps"),
+        ] {
+            assert_eq!(nearest_config_key(typed), meant, "{typed}");
+        }
+    }
+
+    #[test]
+    fn every_other_name_leads_to_a_key_that_exists() {
+        for (other, ours) in OTHER_NAMES {
+            assert!(is_config_key(ours), "{other} -> {ours}");
+        }
+    }
+}

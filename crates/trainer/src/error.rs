@@ -1,0 +1,205 @@
+//! What can go wrong in a run, which exit code it has, and what the user can do.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use loralei_model::ModelError;
+
+/// A setting out of range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The dotted key, `train.steps`.
+    pub key: String,
+    /// What is wrong, with the value found: `0 is below 1`.
+    pub problem: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.key, self.problem)
+    }
+}
+
+/// An error of the trainer. Its text is one line; [`TrainError::hint`] says what to do, [`TrainError::exit_code`] what
+/// the program ends with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A configuration file cannot be read.
+    #[error("cannot read the configuration `{}`", path.display())]
+    ConfigRead {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A configuration is not TOML, or a value has the wrong type.
+    #[error("{place}: {message}")]
+    ConfigValue {
+        /// Where: `run.toml, line 3` or `--set train.steps`.
+        place: String,
+        /// What is wrong there, one line.
+        message: String,
+    },
+    /// A key that no setting has.
+    #[error("{place}: unknown key `{key}`")]
+    UnknownKey {
+        /// Where: `run.toml, line 3` or `--set`.
+        place: String,
+        /// The dotted key.
+        key: String,
+        /// The valid key that resembles it most.
+        nearest: String,
+    },
+    /// `--set` without `=`.
+    #[error("`--set {argument}` is not of the form key=value")]
+    SetForm {
+        /// What was given.
+        argument: String,
+    },
+    /// A preset that does not exist.
+    #[error("{place}: unknown preset `{name}`")]
+    UnknownPreset {
+        /// Where it was named.
+        place: String,
+        /// The name given.
+        name: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// Settings out of range: all that were found.
+    #[error("{}", joined(violations.iter().map(ToString::to_string)))]
+    Settings {
+        /// At least one.
+        violations: Vec<Violation>,
+    },
+    /// The loss became infinite or undefined.
+    #[error("the loss of step {step} is {loss}")]
+    NonFiniteLoss {
+        /// The optimizer step, from 0.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// A gradient became infinite or undefined.
+    #[error("the gradient of `{name}` is not finite")]
+    NonFiniteGradient {
+        /// The first such factor by name.
+        name: String,
+    },
+    /// A factor without a gradient, or a gradient without a factor.
+    #[error("the factors and the gradients differ at `{name}`")]
+    GradientNames {
+        /// The first name that only one side has.
+        name: String,
+    },
+    /// A step whose samples weigh nothing.
+    #[error("the samples of a step weigh {weight} together: nothing to divide by")]
+    StepWeight {
+        /// Sum of the sample weights.
+        weight: f64,
+    },
+    /// A file of the run cannot be written.
+    #[error("cannot write `{}`", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[source] Box<candle_core::Error>),
+    /// The autoencoder made of an image what no training can use.
+    #[error("the latents of `{}` are not finite", path.display())]
+    NonFiniteLatents {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The numbers given to `verify step` are not what they should be.
+    #[error("`{}` is not a batch: {reason}", path.display())]
+    Batch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The images or captions cannot be used.
+    #[error(transparent)]
+    Data(#[from] loralei_data::DataError),
+    /// The base cannot be used.
+    #[error(transparent)]
+    Model(#[from] loralei_model::ModelError),
+    /// An adapter or another tensor file cannot be read or written.
+    #[error(transparent)]
+    Adapter(#[from] loralei_adapter::AdapterError),
+}
+
+impl From<candle_core::Error> for TrainError {
+    fn from(error: candle_core::Error) -> Self {
+        TrainError::Tensor(Box::new(error))
+    }
+}
+
+impl TrainError {
+    /// The program's exit code: 1 internal, 2 usage or configuration, 3 data, 4 model file, 5 non-finite numbers, 6 disk.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            TrainError::ConfigRead { .. }
+            | TrainError::ConfigValue { .. }
+            | TrainError::UnknownKey { .. }
+            | TrainError::SetForm { .. }
+            | TrainError::UnknownPreset { .. }
+            | TrainError::Settings { .. } => 2,
+            TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Batch { .. } => 3,
+            TrainError::NonFiniteLoss { .. }
+            | TrainError::NonFiniteGradient { .. }
+            | TrainError::NonFiniteLatents { .. }
+            | TrainError::Model(ModelError::NonFiniteWeight { .. }) => 5,
+            TrainError::Model(ModelError::SizeDoesNotFit { .. } | ModelError::NothingMatched { .. }) => 2,
+            TrainError::Model(ModelError::File(error)) | TrainError::Adapter(error) if error.is_disk() => 6,
+            TrainError::Model(ModelError::Tensor(_)) => 1,
+            TrainError::Model(_) | TrainError::Adapter(_) => 4,
+            TrainError::Disk { .. } => 6,
+            TrainError::GradientNames { .. } | TrainError::Tensor(_) => 1,
+        }
+    }
+
+    /// What the user can do, one line; `None` where there is nothing to advise.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            TrainError::ConfigRead { .. } => {
+                "paths are relative to the current directory; `configs/quickstart.toml` is an example".to_string()
+            }
+            TrainError::ConfigValue { .. } => {
+                "every key, its type and its default: docs/reference/config.md".to_string()
+            }
+            TrainError::UnknownKey { nearest, .. } => format!("did you mean `{nearest}`?"),
+            TrainError::SetForm { .. } => "for example --set train.steps=500".to_string(),
+            TrainError::UnknownPreset { known, .. } => format!("presets: {}", known.join(", ")),
+            TrainError::Settings { violations } => joined(violations.iter().map(|v| v.hint.clone())),
+            TrainError::NonFiniteLoss { .. } | TrainError::NonFiniteGradient { .. } => {
+                "lower `optimizer.learning_rate`, lengthen `schedule.warmup_steps`, or set `model.dtype` to \"f32\""
+                    .to_string()
+            }
+            TrainError::StepWeight { .. } => "give at least one sample of every step a weight above 0".to_string(),
+            TrainError::Disk { .. } => {
+                "check that the folder of `output.folder` can be written and has room".to_string()
+            }
+            TrainError::NonFiniteLatents { .. } => {
+                "the base's autoencoder is damaged, or the image is: try another of either".to_string()
+            }
+            TrainError::Batch { .. } => "the tensors and their shapes: `loralei verify step --help`".to_string(),
+            TrainError::Data(error) => return error.hint().map(Into::into),
+            TrainError::Model(error) => return error.hint(),
+            TrainError::Adapter(error) => return error.hint(),
+            TrainError::GradientNames { .. } | TrainError::Tensor(_) => return None,
+        })
+    }
+}
+
+fn joined(parts: impl Iterator<Item = String>) -> String {
+    parts.collect::<Vec<_>>().join("; ")
+}

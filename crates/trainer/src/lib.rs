@@ -1,0 +1,73 @@
+//! The training run of a LoRA adapter for Stable Diffusion.
+//!
+//! # Overview
+//! - [`ConfigLayers`] collects a preset, a TOML file and single settings into one [`TrainConfig`], and remembers which of
+//!   them each value came from.
+//! - [`Plan`] is the checked and resolved form of it: flat values, in range. Only a plan reaches the run.
+//! - [`Draw`] gives the random numbers of a place in the run, [`LearningRateSchedule`] its learning rate: both are pure
+//!   functions of the step, so that the state of a run is its factors, the moments of [`AdamW`] and a step count.
+//! - [`GradientTree`] sums the gradients of a step's micro-batches in a fixed order, [`clip_global_norm`] limits them.
+//! - [`train`] is the run: a plan in, an adapter's file out. [`StepVerification`] is a few steps of it on given numbers.
+//! - A run reports what happens as [`Event`]s; nothing here prints.
+//!
+//! # Example
+//! ```
+//! use loralei_trainer::{ConfigLayers, Plan};
+//!
+//! let mut layers = ConfigLayers::new();
+//! layers.set("data.images=cat-photos")?;
+//! layers.set("lora.rank=8")?;
+//! let plan = Plan::new(&layers.resolve()?.config)?;
+//! assert_eq!(plan.unet.as_ref().map(|unet| unet.rank), Some(8));
+//! assert_eq!(plan.steps, 1000);
+//!
+//! // A key that does not exist names the one that was meant.
+//! let error = ConfigLayers::new().set("train.step=10").unwrap_err();
+//! assert_eq!(error.hint().as_deref(), Some("did you mean `train.steps`?"));
+//! # Ok::<(), loralei_trainer::TrainError>(())
+//! ```
+
+mod adamw;
+mod clip;
+mod config;
+mod config_keys;
+mod config_layers;
+mod encoded;
+mod error;
+mod event;
+mod gradient_tree;
+mod learning_rate;
+mod memory;
+mod metrics;
+mod network;
+mod objective;
+mod plan;
+mod random;
+mod result;
+mod run;
+mod smoothed_loss;
+mod verify;
+
+pub use adamw::{AdamW, AdamWSettings, Moments};
+pub use clip::{clip_global_norm, global_norm};
+pub use config::{
+    Checkpointing, DataConfig, DeviceKind, Dtype, LoraConfig, ModelConfig, OptimizerConfig, OutputConfig,
+    ScheduleConfig, ScheduleKind, StepsConfig, Targets, TextEncoderConfig, TrainConfig, UnetConfig,
+};
+pub use config_keys::{is_config_key, nearest_config_key};
+pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};
+pub use encoded::EncodedData;
+pub use error::{TrainError, Violation};
+pub use event::{Event, StepReport};
+pub use gradient_tree::{GradientTree, Gradients, PairwiseSum, StepGradient};
+pub use learning_rate::LearningRateSchedule;
+pub use loralei_model::BaseSource;
+pub use memory::{peak_resident_bytes, resident_bytes};
+pub use metrics::MetricsWriter;
+pub use network::{Network, Text};
+pub use objective::{MicroBatch, Outcome};
+pub use plan::{BaseChoice, ComponentPlan, Plan};
+pub use random::{Draw, Purpose};
+pub use run::{Finished, train};
+pub use smoothed_loss::SmoothedLoss;
+pub use verify::{StepVerification, Verified};

@@ -1,0 +1,163 @@
+//! The networks of a run: the U-Net with its factors, the text side with or without, and all factors as one set.
+
+use candle_core::{DType, Device, Tensor};
+use loralei_adapter::Adapter;
+use loralei_model::{
+    AdapterSet, Base, Checkpointing, Conditioning, FactorValues, Injection, LayerShape, LoraFactors, NoiseSchedule,
+    TextEncoder, Unet,
+};
+use std::sync::Arc;
+
+use crate::config::{self, Targets};
+use crate::error::TrainError;
+use crate::objective::{MicroBatch, Outcome};
+use crate::plan::ComponentPlan;
+use crate::random::{Draw, Purpose};
+
+/// What trains: the frozen networks with factors inside.
+pub struct Network {
+    unet: Unet,
+    text_encoders: Vec<TextEncoder>,
+    factors: AdapterSet,
+    schedule: NoiseSchedule,
+    checkpointing: Checkpointing,
+}
+
+/// Where the text of a micro-batch comes from.
+pub enum Text {
+    /// Token ids (b, 77) for each encoder, which runs with its factors.
+    Tokens(Vec<Tensor>),
+    /// Encoded before: (b, 77, d).
+    Encoded(Tensor),
+}
+
+impl Network {
+    /// Loads the networks with new factors as planned; text encoders only if they are trained.
+    ///
+    /// # Errors
+    /// A weight file that does not fit, targets that match nothing.
+    pub fn load(
+        base: &Base,
+        unet: Option<&ComponentPlan>,
+        text_encoder: Option<&ComponentPlan>,
+        seed: u64,
+        checkpointing: config::Checkpointing,
+    ) -> Result<Self, TrainError> {
+        let injection = |prefix: &str, plan: &ComponentPlan| new_factors(prefix, plan, seed);
+        let text = match text_encoder {
+            None => Vec::new(),
+            Some(plan) => base.text_prefixes().iter().map(|prefix| Some(injection(prefix, plan))).collect(),
+        };
+        let unet = unet.map(|plan| injection(base.unet_prefix(), plan));
+        Self::assemble(base, unet, text, checkpointing.into())
+    }
+
+    /// Loads the networks with the factors of `adapter`, text encoders included.
+    ///
+    /// # Errors
+    /// A weight file that does not fit, an adapter for another base.
+    pub fn with_adapter(base: &Base, adapter: &Adapter, checkpointing: Checkpointing) -> Result<Self, TrainError> {
+        let given = |prefix: &str| Some(Injection::from_adapter(prefix, adapter));
+        let text: Vec<_> = base.text_prefixes().into_iter().map(given).collect();
+        let network = Self::assemble(base, given(base.unet_prefix()), text, checkpointing)?;
+        let strange = adapter.modules.keys().find(|module| !network.factors.contains(module));
+        match strange {
+            Some(module) => Err(loralei_model::ModelError::ForeignAdapter { key: module.clone() }.into()),
+            None => Ok(network),
+        }
+    }
+
+    fn assemble(
+        base: &Base,
+        unet: Option<Injection>,
+        text: Vec<Option<Injection>>,
+        checkpointing: Checkpointing,
+    ) -> Result<Self, TrainError> {
+        let mut factors: Vec<Arc<LoraFactors>> = Vec::new();
+        let mut text_encoders = Vec::new();
+        for (i, injection) in text.into_iter().enumerate() {
+            text_encoders.push(base.load_text_encoder(i, injection.as_ref())?);
+            factors.extend(injection.map_or(Ok(Vec::new()), |injection| injection.finish("text encoder"))?);
+        }
+        let network = base.load_unet(unet.as_ref())?;
+        factors.extend(unet.map_or(Ok(Vec::new()), |injection| injection.finish("U-Net"))?);
+        Ok(Self {
+            unet: network,
+            text_encoders,
+            factors: AdapterSet::new(factors),
+            schedule: base.noise_schedule(),
+            checkpointing,
+        })
+    }
+
+    /// What learns.
+    pub fn factors(&self) -> &AdapterSet {
+        &self.factors
+    }
+
+    /// The noising process.
+    pub fn schedule(&self) -> &NoiseSchedule {
+        &self.schedule
+    }
+
+    /// Forward and backward of one micro-batch.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn run(&self, batch: &MicroBatch, text: &Text) -> Result<Outcome, TrainError> {
+        let context = match text {
+            Text::Encoded(context) => context.clone(),
+            Text::Tokens(input_ids) => {
+                let encoded = self.text_encoders.iter().zip(input_ids);
+                let encoded = encoded.map(|(encoder, ids)| encoder.forward(ids, self.checkpointing));
+                Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 2)? // (b, 77, d)
+            }
+        };
+        batch.run(&self.unet, &Conditioning::text(context), &self.schedule, self.checkpointing)
+    }
+}
+
+/// A ~ U(-1/sqrt(fan in), 1/sqrt(fan in)), which is what `kaiming_uniform(a = sqrt 5)` amounts to, and B = 0: the first
+/// step is the base, whatever the seed.
+fn new_factors(prefix: &str, plan: &ComponentPlan, seed: u64) -> Injection {
+    let (rank, alpha) = (plan.rank, plan.alpha as f32);
+    let initialize = move |module: &str, shape: LayerShape| {
+        let (down, up) = shape.factor_shapes(rank);
+        let fan_in: usize = down[1..].iter().product();
+        let bound = 1.0 / (fan_in as f32).sqrt();
+        let draw = Draw::new(seed, 0, 0, Purpose::factor_init(module));
+        FactorValues {
+            down: draw.uniform(-bound, bound, rank * fan_in),
+            up: vec![0.0; up.iter().product()],
+            alpha,
+            rank,
+        }
+    };
+    Injection::new(prefix, plan.targets.clone().into(), Box::new(initialize))
+}
+
+impl From<Targets> for loralei_model::Targets {
+    fn from(targets: Targets) -> Self {
+        match targets {
+            Targets::None => Self::None,
+            Targets::Attention => Self::Attention,
+            Targets::CrossAttention => Self::CrossAttention,
+            Targets::Full => Self::Full,
+            Targets::Patterns(patterns) => Self::Patterns(patterns),
+        }
+    }
+}
+
+impl From<config::Checkpointing> for Checkpointing {
+    fn from(checkpointing: config::Checkpointing) -> Self {
+        match checkpointing {
+            config::Checkpointing::None => Self::None,
+            config::Checkpointing::Block => Self::Block,
+        }
+    }
+}
+
+/// A tensor of f32 values on the CPU.
+pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(values, shape.into(), &Device::Cpu)?.to_dtype(DType::F32)
+}
