@@ -24,10 +24,11 @@ pub(crate) enum Command {
 }
 
 /// Train an adapter
-///
-/// Settings come from the built-in defaults, a preset, the file CONFIG and --set, each stronger than the one before.
-/// Paths, those inside CONFIG too, are relative to the current directory.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Settings come from the built-in defaults, a preset, the file CONFIG and --set, each stronger than \
+the one before. Paths, those inside CONFIG too, are relative to the current directory."
+)]
 pub(crate) struct TrainArguments {
     /// Settings of the run; every key: docs/reference/config.md
     #[arg(value_name = "CONFIG.toml")]
@@ -52,9 +53,11 @@ pub(crate) enum VerifyCommand {
 }
 
 /// Training steps on given latents, noise, timesteps and token ids, without clipping
-///
-/// Writes the prediction and the gradients of the first step, the loss of each, and the factors after the last.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Writes the prediction and the gradients of the first step, the loss of each, and the factors after \
+the last."
+)]
 pub(crate) struct VerifyStepArguments {
     /// Base model: `emoji` or a folder in the diffusers layout
     #[arg(long, value_name = "BASE")]

@@ -1,5 +1,7 @@
 //! The program as a user meets it: messages, exit codes, help.
 
+#![allow(clippy::unwrap_used)] // a test may panic
+
 use assert_cmd::Command;
 
 fn loralei(arguments: &[&str]) -> std::process::Output {

@@ -200,7 +200,7 @@ impl Base {
     /// [`ModelError::SizeDoesNotFit`], with the multiple that fits.
     pub fn check_size(&self, width_px: usize, height_px: usize) -> Result<()> {
         let multiple_px = self.vae.downsampling() * self.unet.total_downsampling();
-        let fits = |size: usize| size > 0 && size % multiple_px == 0;
+        let fits = |size: usize| size > 0 && size.is_multiple_of(multiple_px);
         if fits(width_px) && fits(height_px) {
             return Ok(());
         }

@@ -155,7 +155,10 @@ impl UnetConfig {
         }
         for level in 0..levels {
             let (channels, heads) = (config.block_out_channels[level], config.num_heads(level));
-            if channels == 0 || channels % config.norm_num_groups.max(1) != 0 || channels % heads.max(1) != 0 {
+            if channels == 0
+                || !channels.is_multiple_of(config.norm_num_groups.max(1))
+                || !channels.is_multiple_of(heads.max(1))
+            {
                 let groups = config.norm_num_groups;
                 return wrong(format!("{channels} channels do not divide into {groups} groups and {heads} heads"));
             }
@@ -222,7 +225,7 @@ impl TextEncoderConfig {
     /// Text that is not JSON, values that make no network, settings that are not supported.
     pub fn parse(text: &str, path: &str) -> Result<Self> {
         let config: Self = parse(text, path, &[])?;
-        if config.hidden_size == 0 || config.hidden_size % config.num_attention_heads.max(1) != 0 {
+        if config.hidden_size == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads.max(1)) {
             let reason = format!("{} heads do not divide width {}", config.num_attention_heads, config.hidden_size);
             return Err(ModelError::BadConfig { path: path.to_owned(), reason });
         }
@@ -289,7 +292,7 @@ impl VaeConfig {
         let groups = config.norm_num_groups;
         if config.block_out_channels.is_empty()
             || groups == 0
-            || config.block_out_channels.iter().any(|channels| *channels == 0 || channels % groups != 0)
+            || config.block_out_channels.iter().any(|channels| *channels == 0 || !channels.is_multiple_of(groups))
         {
             let reason = format!("channels {:?} do not divide into {groups} groups", config.block_out_channels);
             return Err(ModelError::BadConfig { path: path.to_owned(), reason });
@@ -379,7 +382,7 @@ fn parse<T: DeserializeOwned>(text: &str, path: &str, fixed: &[(&str, &str)]) ->
         let Some(found) = value.get(key).filter(|found| !found.is_null()) else { continue };
         let same = match (found.as_f64(), expected.parse::<f64>().ok()) {
             (Some(found), Some(expected)) => (found - expected).abs() < 1e-12,
-            _ => found.to_string() == *expected,
+            _ => serde_json::from_str::<Value>(expected).is_ok_and(|expected| *found == expected),
         };
         if !same {
             let (key, value) = ((*key).to_owned(), found.to_string());

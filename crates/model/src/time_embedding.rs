@@ -42,9 +42,9 @@ impl TimeEmbedding {
             let angles: Vec<f64> = (0..half).map(|i| *t as f64 * frequency(i)).collect();
             let (cos, sin) = (angles.iter().map(|a| a.cos() as f32), angles.iter().map(|a| a.sin() as f32));
             if self.flip_sin_to_cos {
-                values.extend(cos.chain(sin))
+                values.extend(cos.chain(sin));
             } else {
-                values.extend(sin.chain(cos))
+                values.extend(sin.chain(cos));
             }
             values.extend(std::iter::repeat_n(0.0, self.num_sinusoids - 2 * half));
         }

@@ -67,7 +67,8 @@ impl Tokenizer {
         // Cutting, padding and the marks are done here, so that a file cannot do them a second time.
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
-        let special = [&start, &end].map(|token| AddedToken::from(token.clone(), true).normalized(false));
+        // The padding too: where it is `!`, as in SD 2.x, an exclamation mark of the text is this token and no other.
+        let special = [&start, &end, &pad].map(|token| AddedToken::from(token.clone(), true).normalized(false));
         if let Some(missing) = [&start, &end, &pad].iter().find(|t| inner.token_to_id(t).is_none()) {
             return Err(wrong(format!("the mark `{missing}` is not in the vocabulary")));
         }

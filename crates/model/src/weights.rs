@@ -42,6 +42,7 @@ impl<'a> Source<'a> {
     }
 
     /// The same with a prefix that stands before all names in the file.
+    #[must_use]
     pub fn with_prefix(mut self, prefix: &str) -> Self {
         prefix.clone_into(&mut self.prefix);
         self

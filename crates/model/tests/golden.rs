@@ -1,5 +1,6 @@
 //! Text encoder, autoencoder and tokenizer against what transformers and diffusers make of the same weights
 //! (`tests/golden`, made by `make_golden.py` there).
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::TensorFile;

@@ -1,5 +1,6 @@
 //! Every operation against a plain composition of candle's own differentiable operations (f32 and bf16), and against
 //! finite differences (f64): values and the gradient of every input that carries one.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use loralei_model::ops::{self, Activation, ConvGeometry, composed};

@@ -152,18 +152,17 @@ impl TrainError {
             | TrainError::UnknownKey { .. }
             | TrainError::SetForm { .. }
             | TrainError::UnknownPreset { .. }
-            | TrainError::Settings { .. } => 2,
+            | TrainError::Settings { .. }
+            | TrainError::Model(ModelError::SizeDoesNotFit { .. } | ModelError::NothingMatched { .. }) => 2,
             TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Batch { .. } => 3,
             TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteLatents { .. }
             | TrainError::Model(ModelError::NonFiniteWeight { .. }) => 5,
-            TrainError::Model(ModelError::SizeDoesNotFit { .. } | ModelError::NothingMatched { .. }) => 2,
             TrainError::Model(ModelError::File(error)) | TrainError::Adapter(error) if error.is_disk() => 6,
-            TrainError::Model(ModelError::Tensor(_)) => 1,
-            TrainError::Model(_) | TrainError::Adapter(_) => 4,
             TrainError::Disk { .. } => 6,
-            TrainError::GradientNames { .. } | TrainError::Tensor(_) => 1,
+            TrainError::GradientNames { .. } | TrainError::Tensor(_) | TrainError::Model(ModelError::Tensor(_)) => 1,
+            TrainError::Model(_) | TrainError::Adapter(_) => 4,
         }
     }
 
@@ -192,7 +191,7 @@ impl TrainError {
                 "the base's autoencoder is damaged, or the image is: try another of either".to_string()
             }
             TrainError::Batch { .. } => "the tensors and their shapes: `loralei verify step --help`".to_string(),
-            TrainError::Data(error) => return error.hint().map(Into::into),
+            TrainError::Data(error) => return error.hint(),
             TrainError::Model(error) => return error.hint(),
             TrainError::Adapter(error) => return error.hint(),
             TrainError::GradientNames { .. } | TrainError::Tensor(_) => return None,

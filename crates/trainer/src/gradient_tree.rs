@@ -143,6 +143,7 @@ mod tests {
         level.pop()
     }
 
+    #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "the shape that the tree asks for")]
     fn bracket(left: String, right: String) -> Result<String, Infallible> {
         Ok(format!("({left} {right})"))
     }

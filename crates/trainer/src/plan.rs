@@ -313,6 +313,7 @@ impl Checks {
 }
 
 /// The settings of one component before the shared ones fill the gaps.
+#[derive(Clone, Copy)]
 struct Component<'a> {
     section: &'static str,
     targets: &'a Targets,

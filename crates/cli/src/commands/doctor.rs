@@ -63,7 +63,7 @@ impl Findings {
             ("simd", names(true)),
             ("missing", names(false)),
         ];
-        lines.iter().map(|(name, value)| format!("{name:<10} {value}\n")).collect()
+        lines.map(|(name, value)| format!("{name:<10} {value}\n")).concat()
     }
 }
 

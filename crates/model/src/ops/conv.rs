@@ -6,7 +6,7 @@
 
 use super::gemm::{Cores, Matrix, gemm};
 use super::im2col::Patches;
-use super::linear::{linear, lora_linear, rows_of};
+use super::linear::{LoraGradients, linear, lora_linear, rows_of};
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use std::ops::Range;
@@ -221,7 +221,6 @@ impl LoraConv {
         })
     }
 
-    /// (dX unless `x` needs none, dA, dB)
     fn backward<T: Number>(
         &self,
         x: &[T],
@@ -229,7 +228,7 @@ impl LoraConv {
         up: &[T],
         dy: &[T],
         x_needs_it: bool,
-    ) -> Result<(Option<Vec<T>>, Vec<T>, Vec<T>)> {
+    ) -> Result<LoraGradients<T>> {
         let Frozen { num_out, patches, .. } = &self.frozen;
         let (n, r, len, s) = (*num_out, self.rank, patches.patch_len(), T::real(self.scale));
         let down = reorder(down, patches, false);

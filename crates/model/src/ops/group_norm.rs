@@ -16,7 +16,7 @@ use rayon::prelude::*;
 /// If the shapes do not fit or the groups do not divide the channels.
 pub fn group_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64, silu: bool) -> Result<Tensor> {
     let channels = weight.elem_count();
-    if xs.rank() < 2 || xs.dims().last() != Some(&channels) || groups == 0 || channels % groups != 0 {
+    if xs.rank() < 2 || xs.dims().last() != Some(&channels) || groups == 0 || !channels.is_multiple_of(groups) {
         bail!("a group norm of {groups} groups over {channels} channels was given {:?}", xs.shape());
     }
     let pixels = xs.elem_count() / (xs.dim(0)? * channels);
@@ -124,7 +124,7 @@ impl GroupNorm {
                         y[i] = (x[i] - mean[i]) * rstd[i] * gain[i] + bias[i];
                     }
                     if self.silu {
-                        y.iter_mut().for_each(|y| *y = *y * y.sigmoid());
+                        y.iter_mut().for_each(|y| *y *= y.sigmoid());
                     }
                 },
             );

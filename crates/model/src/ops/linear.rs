@@ -100,6 +100,9 @@ pub(crate) fn rows_of<T: Number>(bias: Option<&Tensor>, m: usize, n: usize) -> R
     Ok(rows)
 }
 
+/// (dX unless x needs none, dA, dB)
+pub(crate) type LoraGradients<T> = (Option<Vec<T>>, Vec<T>, Vec<T>);
+
 struct FrozenLinear(Frozen);
 
 impl CustomOp1 for FrozenLinear {
@@ -140,7 +143,6 @@ impl LoraLinear {
         Ok(y)
     }
 
-    /// (dX unless `x` needs none, dA, dB)
     fn backward<T: Number>(
         &self,
         x: &[T],
@@ -148,7 +150,7 @@ impl LoraLinear {
         up: &[T],
         dy: &[T],
         x_needs_it: bool,
-    ) -> Result<(Option<Vec<T>>, Vec<T>, Vec<T>)> {
+    ) -> Result<LoraGradients<T>> {
         let Frozen { num_in, num_out, .. } = self.frozen;
         let (m, r, s) = (x.len() / num_in, self.rank, T::real(self.scale));
         let (xs, dys) = (Matrix::new(x, m, num_in), Matrix::new(dy, m, num_out));
