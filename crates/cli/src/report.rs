@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use loralei_trainer::{Event, StepReport, TrainError};
 
 /// Time between two lines of progress where there is no terminal.
@@ -119,10 +119,12 @@ fn gigabytes(bytes: u64) -> String {
 }
 
 fn duration(seconds: f64) -> String {
-    if seconds < 60.0 {
-        return format!("{seconds:.1} s");
+    let whole = seconds.round() as u64;
+    match whole {
+        _ if seconds < 60.0 => format!("{seconds:.1} s"),
+        ..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
     }
-    HumanDuration(Duration::from_secs_f64(seconds)).to_string()
 }
 
 /// Prints an error with its causes on one line, and the hint on the next.
@@ -192,6 +194,12 @@ mod tests {
         let error = anyhow::Error::from(TrainError::NonFiniteLoss { step: 3, loss: f64::NAN }).context("training");
         assert_eq!(exit_code(&error), 5);
         assert_eq!(exit_code(&anyhow::anyhow!("other")), 1);
+    }
+
+    #[test]
+    fn durations_keep_the_two_units_that_matter() {
+        let said = [9.04, 59.94, 133.4, 3599.4, 3661.0].map(duration);
+        assert_eq!(said, ["9.0 s", "59.9 s", "2 min 13 s", "59 min 59 s", "1 h 01 min"]);
     }
 
     #[test]
