@@ -1,6 +1,6 @@
 //! The layers that networks are made of: frozen weights, and LoRA factors where the run wants them.
 
-use crate::lora::LoraFactors;
+use crate::lora::{LoraFactors, active};
 use crate::ops::{self, ConvGeometry};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ impl Linear {
     /// # Errors
     /// If the shape does not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        match &self.lora {
+        match active(self.lora.as_ref()) {
             None => ops::linear(xs, &self.weight, self.bias.as_ref()),
             Some(lora) => {
                 let (down, up) = lora.tensors();
@@ -42,7 +42,7 @@ impl Conv2d {
     /// # Errors
     /// If the shape does not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        match &self.lora {
+        match active(self.lora.as_ref()) {
             None => ops::conv2d(xs, &self.weight, self.bias.as_ref(), self.geometry),
             Some(lora) => {
                 let (down, up) = lora.tensors();

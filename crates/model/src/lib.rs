@@ -53,7 +53,7 @@ mod weights;
 pub use base::{Base, BaseSource};
 pub use config::{PerLevel, Prediction, SchedulerConfig, TextEncoderConfig, UnetConfig, VaeConfig};
 pub use error::ModelError;
-pub use lora::{AdapterSet, FactorValues, Initialize, Injection, LayerShape, LoraFactors, Targets};
+pub use lora::{AdapterSet, FactorValues, Initialize, Injection, LayerShape, LoraFactors, Targets, without_factors};
 pub use noise_schedule::NoiseSchedule;
 pub use text_encoder::TextEncoder;
 pub use tokenizer::{Tokenizer, TokenizerFiles, Tokens};

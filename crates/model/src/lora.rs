@@ -11,9 +11,30 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use loralei_adapter::keys::{Leaf, kohya_key, kohya_module};
 use loralei_adapter::{Adapter, Array, LoraModule};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+
+thread_local! {
+    static FACTORS_ARE_ON: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs `f` on this thread with the networks as if they had no factors: what the frozen base would do.
+pub fn without_factors<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FACTORS_ARE_ON.set(self.0);
+        }
+    }
+    let _restore = Restore(FACTORS_ARE_ON.replace(false));
+    f()
+}
+
+/// The factors that a layer is to add now, if it has some and they are not turned off.
+pub(crate) fn active(factors: Option<&Arc<LoraFactors>>) -> Option<&Arc<LoraFactors>> {
+    factors.filter(|_| FACTORS_ARE_ON.get())
+}
 
 /// The low-rank factors of one layer.
 pub struct LoraFactors {

@@ -27,8 +27,11 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
+/// Shape and numbers of each tensor of a file.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
 /// A copy of a golden base whose U-Net file is gone, and the tensors of that file.
-fn without_unet(name: &str) -> (tempfile::TempDir, BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
+fn without_unet(name: &str) -> (tempfile::TempDir, Tensors) {
     let place = tempfile::tempdir().unwrap();
     copy_tree(&golden(name), place.path());
     let file = TensorFile::open(&place.path().join(UNET)).unwrap();
@@ -106,7 +109,7 @@ fn a_file_that_does_not_fit_is_an_error_that_names_the_tensor() {
     let (place, tensors) = without_unet("sd1");
     let path = place.path().join(UNET);
     let base = open(place.path(), DType::F32);
-    let refused = |tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>| {
+    let refused = |tensors: &Tensors| {
         write(&path, tensors.iter(), Dtype::F32);
         base.load_unet(None).err().unwrap()
     };

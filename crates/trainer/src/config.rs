@@ -26,6 +26,8 @@ pub struct TrainConfig {
     pub schedule: ScheduleConfig,
     /// The length of the run and the size of a step.
     pub train: StepsConfig,
+    /// What must stay as it was.
+    pub prior: PriorConfig,
     /// The files of the run.
     pub output: OutputConfig,
 }
@@ -156,6 +158,23 @@ pub struct StepsConfig {
     pub checkpointing: Checkpointing,
 }
 
+/// `[prior]`: what must stay as it was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PriorConfig {
+    /// `none`, or `base`: on some steps the adapted network must also predict, for other captions, what the frozen base
+    /// predicts. Keeps the adapter from changing what it was not asked to; costs one pass more without and one with
+    /// gradients.
+    pub kind: PriorKind,
+    /// Weight of this loss beside that of the images.
+    pub weight: f64,
+    /// The prior is part of every so-manieth step: 1 for all, 2 for every second.
+    pub every_steps: u64,
+    /// Text file with one caption a line. Best is a mix of the class word, of unrelated things and of nothing. Unset: the
+    /// captions of the run without the trigger, some unrelated ones, and the empty one.
+    pub captions: Option<PathBuf>,
+}
+
 /// `[output]`: the files of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -216,6 +235,12 @@ impl Default for StepsConfig {
     }
 }
 
+impl Default for PriorConfig {
+    fn default() -> Self {
+        Self { kind: PriorKind::None, weight: 1.0, every_steps: 2, captions: None }
+    }
+}
+
 impl Default for OutputConfig {
     fn default() -> Self {
         Self { folder: None, name: None, precision: Dtype::F16 }
@@ -263,6 +288,16 @@ pub enum ScheduleKind {
     Cosine,
     /// In equal parts.
     Linear,
+}
+
+/// What holds the adapter back from changing more than it is asked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PriorKind {
+    /// Nothing.
+    None,
+    /// The frozen base's own prediction for other captions.
+    Base,
 }
 
 /// What is kept for the backward pass.

@@ -1,7 +1,7 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 37] = [
+pub(crate) const KEYS: [&str; 41] = [
     "preset",
     "model.base",
     "model.dtype",
@@ -36,6 +36,10 @@ pub(crate) const KEYS: [&str; 37] = [
     "train.accumulate",
     "train.seed",
     "train.checkpointing",
+    "prior.kind",
+    "prior.weight",
+    "prior.every_steps",
+    "prior.captions",
     "output.folder",
     "output.name",
     "output.precision",

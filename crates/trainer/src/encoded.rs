@@ -34,10 +34,13 @@ pub struct EncodedData {
     captions: BTreeMap<String, Caption>,
     caption_of: Vec<String>,
     weights: Vec<f32>,
+    /// Captions of the prior, not of any image.
+    prior: Vec<String>,
 }
 
 impl EncodedData {
-    /// Encodes every sample of `folder` at a size in pixels; captions too unless the text encoder is `trained`.
+    /// Encodes every sample of `folder` at a size in pixels; captions too, with those of the `prior`, unless the text
+    /// encoder is trained: then they stay tokens.
     ///
     /// # Errors
     /// An image that cannot be read, a network that cannot be loaded.
@@ -46,14 +49,15 @@ impl EncodedData {
         folder: &Folder,
         (width_px, height_px): (usize, usize),
         text_is_trained: bool,
+        prior: Vec<String>,
         events: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
         let (latents, scaling_factor) = encode_images(base, &folder.samples, (width_px, height_px), events)?;
         let caption_of: Vec<String> = folder.samples.iter().map(|sample| sample.caption.clone()).collect();
-        let tokens = tokenize(base, &caption_of, events)?;
+        let tokens = tokenize(base, caption_of.iter().chain(&prior), events)?;
         let captions = if text_is_trained { keep_tokens(tokens) } else { encode_captions(base, tokens, events)? };
         let weights = folder.samples.iter().map(|sample| sample.weight).collect();
-        Ok(Self { latents, scaling_factor, captions, caption_of, weights })
+        Ok(Self { latents, scaling_factor, captions, caption_of, weights, prior })
     }
 
     /// Number of samples.
@@ -84,10 +88,27 @@ impl EncodedData {
     /// # Errors
     /// If captions differ in length, which the tokenizer excludes.
     pub fn text(&self, indices: &[usize]) -> Result<Text, TrainError> {
-        let captions: Vec<&Caption> = indices.iter().filter_map(|i| self.captions.get(&self.caption_of[*i])).collect();
+        self.text_of(&indices.iter().map(|i| &self.caption_of[*i]).collect::<Vec<_>>())
+    }
+
+    /// `b` captions of the prior, drawn at a place; `None` if there are none.
+    ///
+    /// # Errors
+    /// As [`EncodedData::text`].
+    pub fn prior_text(&self, b: usize, draw: Draw) -> Result<Option<Text>, TrainError> {
+        if self.prior.is_empty() {
+            return Ok(None);
+        }
+        let drawn = draw.integers(0..self.prior.len() as i64, b);
+        self.text_of(&drawn.iter().map(|i| &self.prior[*i as usize]).collect::<Vec<_>>()).map(Some)
+    }
+
+    fn text_of(&self, captions: &[&String]) -> Result<Text, TrainError> {
+        let b = captions.len();
+        let captions: Vec<&Caption> = captions.iter().filter_map(|caption| self.captions.get(*caption)).collect();
         let encoded: Vec<&Tensor> =
             captions.iter().filter_map(|c| if let Caption::Encoded(text) = c { Some(text) } else { None }).collect();
-        if encoded.len() == indices.len() {
+        if encoded.len() == b {
             return Ok(Text::Encoded(Tensor::stack(&encoded, 0)?)); // (b, 77, d)
         }
         let tokens: Vec<&Vec<Vec<i64>>> =
@@ -95,7 +116,7 @@ impl EncodedData {
         let num_encoders = tokens.first().map_or(0, |ids| ids.len());
         let of_encoder = |e: usize| {
             let ids: Vec<i64> = tokens.iter().flat_map(|ids| ids[e].iter().copied()).collect();
-            Tensor::from_vec(ids, (indices.len(), tokens[0][e].len()), &Device::Cpu) // (b, 77)
+            Tensor::from_vec(ids, (b, tokens[0][e].len()), &Device::Cpu) // (b, 77)
         };
         Ok(Text::Tokens((0..num_encoders).map(of_encoder).collect::<candle_core::Result<_>>()?))
     }
@@ -130,9 +151,9 @@ fn encode_images(
 }
 
 /// Every different caption as tokens; what does not fit into the encoder is said.
-fn tokenize(
+fn tokenize<'a>(
     base: &Base,
-    captions: &[String],
+    captions: impl Iterator<Item = &'a String>,
     events: &mut dyn FnMut(Event),
 ) -> Result<BTreeMap<String, Vec<Tokens>>, TrainError> {
     let tokenizers = (0..base.num_text_encoders()).map(|i| base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;

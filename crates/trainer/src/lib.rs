@@ -42,6 +42,7 @@ mod metrics;
 mod network;
 mod objective;
 mod plan;
+mod prior;
 mod random;
 mod result;
 mod run;
@@ -51,8 +52,8 @@ mod verify;
 pub use adamw::{AdamW, AdamWSettings, Moments};
 pub use clip::{clip_global_norm, global_norm};
 pub use config::{
-    Checkpointing, DataConfig, DeviceKind, Dtype, LoraConfig, ModelConfig, OptimizerConfig, OutputConfig,
-    ScheduleConfig, ScheduleKind, StepsConfig, Targets, TextEncoderConfig, TrainConfig, UnetConfig,
+    Checkpointing, DataConfig, DeviceKind, Dtype, LoraConfig, ModelConfig, OptimizerConfig, OutputConfig, PriorConfig,
+    PriorKind, ScheduleConfig, ScheduleKind, StepsConfig, Targets, TextEncoderConfig, TrainConfig, UnetConfig,
 };
 pub use config_keys::{is_config_key, nearest_config_key};
 pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};
@@ -66,7 +67,7 @@ pub use memory::{peak_resident_bytes, resident_bytes};
 pub use metrics::MetricsWriter;
 pub use network::{Network, Text};
 pub use objective::{MicroBatch, Outcome};
-pub use plan::{BaseChoice, ComponentPlan, Plan};
+pub use plan::{BaseChoice, ComponentPlan, Plan, PriorPlan};
 pub use random::{Draw, Purpose};
 pub use run::{Finished, train};
 pub use smoothed_loss::SmoothedLoss;

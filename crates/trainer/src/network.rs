@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use loralei_adapter::Adapter;
 use loralei_model::{
     AdapterSet, Base, Checkpointing, Conditioning, FactorValues, Injection, LayerShape, LoraFactors, NoiseSchedule,
-    TextEncoder, Unet,
+    TextEncoder, Unet, ops, without_factors,
 };
 use std::sync::Arc;
 
@@ -105,6 +105,27 @@ impl Network {
     /// # Errors
     /// If shapes do not fit.
     pub fn run(&self, batch: &MicroBatch, text: &Text) -> Result<Outcome, TrainError> {
+        batch.run(&self.unet, &self.conditioning(text)?, &self.schedule, self.checkpointing)
+    }
+
+    /// Forward and backward of the prior: the same noisy latents under another `text`, for which the adapted network
+    /// must predict what the frozen base predicts.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn run_prior(&self, batch: &MicroBatch, text: &Text) -> Result<Outcome, TrainError> {
+        let noisy = self.schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?;
+        let base = ops::without_graph(|| {
+            without_factors(|| -> Result<Tensor, TrainError> {
+                let conditioning = self.conditioning(text)?;
+                Ok(self.unet.forward(&noisy, &batch.timesteps, &conditioning, Checkpointing::None)?)
+            })
+        })?;
+        let prediction = self.unet.forward(&noisy, &batch.timesteps, &self.conditioning(text)?, self.checkpointing)?;
+        batch.compare(&prediction, &base)
+    }
+
+    fn conditioning(&self, text: &Text) -> Result<Conditioning, TrainError> {
         let context = match text {
             Text::Encoded(context) => context.clone(),
             Text::Tokens(input_ids) => {
@@ -113,7 +134,7 @@ impl Network {
                 Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 2)? // (b, 77, d)
             }
         };
-        batch.run(&self.unet, &Conditioning::text(context), &self.schedule, self.checkpointing)
+        Ok(Conditioning::text(context))
     }
 }
 

@@ -51,7 +51,15 @@ impl MicroBatch {
         let noisy = schedule.add_noise(&self.latents, &self.noise, &self.timesteps)?;
         let target = schedule.target(&self.latents, &self.noise, &self.timesteps)?;
         let prediction = unet.forward(&noisy, &self.timesteps, conditioning, checkpointing)?;
-        let (loss, weight) = self.weighted_loss(&prediction, &target)?;
+        self.compare(&prediction, &target)
+    }
+
+    /// Backward of the distance between a prediction and what it should be, both (b, 4, h, w), f32.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub(crate) fn compare(&self, prediction: &Tensor, target: &Tensor) -> Result<Outcome, TrainError> {
+        let (loss, weight) = self.weighted_loss(prediction, target)?;
         let gradients = loss.backward()?;
         Ok(Outcome {
             prediction: prediction.detach(),

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::adamw::AdamWSettings;
 use crate::config::{
-    Checkpointing, DeviceKind, Dtype, LoraConfig, OptimizerConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets,
-    TrainConfig,
+    Checkpointing, DeviceKind, Dtype, LoraConfig, OptimizerConfig, PriorConfig, PriorKind, ScheduleConfig,
+    ScheduleKind, StepsConfig, Targets, TrainConfig,
 };
 use crate::error::{TrainError, Violation};
 use crate::learning_rate::LearningRateSchedule;
@@ -33,6 +33,17 @@ pub struct ComponentPlan {
     pub alpha: f64,
     /// Full learning rate, before the schedule; finite, above 0.
     pub learning_rate: f64,
+}
+
+/// The term that holds the adapter to the base on other captions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PriorPlan {
+    /// Beside the loss of the images; finite, above 0.
+    pub weight: f64,
+    /// The term is part of steps 0, n, 2n, ...; 1 or more.
+    pub every_steps: u64,
+    /// File of captions, one a line.
+    pub captions: Option<PathBuf>,
 }
 
 /// A training run, checked: every value is within its range.
@@ -74,6 +85,8 @@ pub struct Plan {
     pub seed: u64,
     /// What is kept for the backward pass.
     pub checkpointing: Checkpointing,
+    /// What must stay as it was; `None` for no such term.
+    pub prior: Option<PriorPlan>,
     /// The folder of the run.
     pub output_folder: PathBuf,
     /// Name of the adapter file, without `.safetensors`.
@@ -99,6 +112,7 @@ impl Plan {
         let (adamw, max_grad_norm) = checks.optimizer(&config.optimizer);
         checks.steps(&config.train);
         let schedule = checks.schedule(&config.schedule, config.train.steps);
+        let prior = checks.prior(&config.prior);
         let (output_folder, output_name) = checks.output(config, &images);
         if !checks.violations.is_empty() {
             return Err(TrainError::Settings { violations: checks.violations });
@@ -123,6 +137,7 @@ impl Plan {
             accumulate,
             seed,
             checkpointing,
+            prior,
             output_folder,
             output_name,
             precision: config.output.precision,
@@ -293,6 +308,13 @@ impl Checks {
         LearningRateSchedule { kind, warmup_steps, steps, final_ratio }
     }
 
+    fn prior(&mut self, prior: &PriorConfig) -> Option<PriorPlan> {
+        self.within("prior.weight", prior.weight, |weight| weight > 0.0, "above 0", 1.0);
+        self.at_least_one("prior.every_steps", prior.every_steps, "2 is every second step");
+        let PriorConfig { weight, every_steps, .. } = *prior;
+        (prior.kind == PriorKind::Base).then(|| PriorPlan { weight, every_steps, captions: prior.captions.clone() })
+    }
+
     fn output(&mut self, config: &TrainConfig, images: &Path) -> (PathBuf, String) {
         let last_name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
         let folder = config
@@ -366,6 +388,8 @@ mod tests {
             "train.steps=0",
             "train.batch_size=0",
             "train.accumulate=0",
+            "prior.weight=0",
+            "prior.every_steps=0",
             "data.size_px=0",
             "data.width_px=4",
             "data.images=",

@@ -113,7 +113,7 @@ impl AdapterFile<'_> {
                 adamw.beta1, adamw.beta2, adamw.eps, adamw.weight_decay
             ),
             max_grad_norm: plan.max_grad_norm.unwrap_or(0.0),
-            prior_loss_weight: 1.0,
+            prior_loss_weight: plan.prior.as_ref().map_or(1.0, |prior| prior.weight),
             loss_type: "l2".into(),
             trigger_phrase: plan.trigger.clone(),
             ..TrainingFacts::default()

@@ -16,12 +16,13 @@ use crate::clip::clip_global_norm;
 use crate::encoded::{EncodedData, latent_draw};
 use crate::error::TrainError;
 use crate::event::{Event, StepReport};
-use crate::gradient_tree::{GradientTree, StepGradient};
+use crate::gradient_tree::{GradientTree, Gradients, StepGradient};
 use crate::memory::{peak_resident_bytes, resident_bytes};
 use crate::metrics::MetricsWriter;
 use crate::network::{Network, tensor};
 use crate::objective::MicroBatch;
 use crate::plan::Plan;
+use crate::prior::prior_captions;
 use crate::random::{Draw, Purpose};
 use crate::result::{AdapterFile, adapter_path};
 use crate::smoothed_loss::SmoothedLoss;
@@ -52,7 +53,8 @@ pub fn train(
     base.check_size(plan.width_px, plan.height_px)?;
     let folder = read_folder(plan, events)?;
     let size_px = (plan.width_px, plan.height_px);
-    let data = EncodedData::new(&base, &folder, size_px, plan.text_encoder.is_some(), events)?;
+    let prior = prior_captions(plan, &folder)?;
+    let data = EncodedData::new(&base, &folder, size_px, plan.text_encoder.is_some(), prior, events)?;
     events(Event::PhaseStarted { name: "loading the base".into(), total: None });
     let (unet, text) = (plan.unet.as_ref(), plan.text_encoder.as_ref());
     let network = Network::load(&base, unet, text, plan.seed, plan.checkpointing)?;
@@ -144,10 +146,10 @@ impl<'a> Run<'a> {
     fn step(&mut self, step: u64) -> Result<StepDone, TrainError> {
         let mut tree = GradientTree::new();
         for micro in 0..self.plan.accumulate as u64 {
-            let outcome = self.micro_batch(step, micro)?;
-            let (batch, text) = outcome;
+            let (batch, text) = self.micro_batch(step, micro)?;
             let outcome = self.network.run(&batch, &text)?;
-            let gradients = self.network.factors().take_gradients(&outcome.gradients)?;
+            let mut gradients = self.network.factors().take_gradients(&outcome.gradients)?;
+            self.add_prior(step, micro, &batch, &mut gradients)?;
             tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
         }
         let Some(StepGradient { mut gradients, loss, .. }) = tree.finish()? else {
@@ -160,6 +162,27 @@ impl<'a> Run<'a> {
         let ratio = self.plan.schedule.ratio(step);
         self.adamw.step(&self.factors, &gradients, |key| ratio * self.plan.learning_rate_of(key))?;
         Ok(StepDone { loss, grad_norm, learning_rate: ratio * self.plan.learning_rate() })
+    }
+
+    /// On the prior's steps, adds its weighted gradient. The loss that is shown stays that of the images.
+    fn add_prior(
+        &self,
+        step: u64,
+        micro: u64,
+        batch: &MicroBatch,
+        gradients: &mut Gradients,
+    ) -> Result<(), TrainError> {
+        let Some(prior) = self.plan.prior.as_ref().filter(|prior| step.is_multiple_of(prior.every_steps)) else {
+            return Ok(());
+        };
+        let draw = Draw::new(self.plan.seed, step, micro, Purpose::PriorCaption);
+        let Some(text) = self.data.prior_text(batch.timesteps.len(), draw)? else { return Ok(()) };
+        let outcome = self.network.run_prior(batch, &text)?;
+        for (name, gradient) in self.network.factors().take_gradients(&outcome.gradients)? {
+            let Some(sum) = gradients.get_mut(&name) else { return Err(TrainError::GradientNames { name }) };
+            *sum = (&*sum + (gradient * prior.weight)?)?;
+        }
+        Ok(())
     }
 
     /// The numbers of micro-batch `micro` of `step`: a function of these and of the seed.
