@@ -5,7 +5,7 @@
 //! over all of them is the same in every run.
 
 use crate::error::ModelError;
-use crate::ops::{Segment, is_recording};
+use crate::ops::{Segment, is_recording, turned_off};
 use crate::weights::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
@@ -21,14 +21,7 @@ thread_local! {
 
 /// Runs `f` on this thread with the networks as if they had no factors: what the frozen base would do.
 pub fn without_factors<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            FACTORS_ARE_ON.set(self.0);
-        }
-    }
-    let _restore = Restore(FACTORS_ARE_ON.replace(false));
-    f()
+    turned_off(&FACTORS_ARE_ON, f)
 }
 
 /// The factors that a layer is to add now, if it has some and they are not turned off.

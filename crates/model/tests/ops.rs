@@ -236,9 +236,7 @@ fn a_view_gives_what_its_copy_gives() {
     let mut draw = Draw::new(11);
     let x = draw.normal(&[4, 6, 2]).to_dtype(DType::F32).unwrap();
     let w = draw.normal(&[3, 4]).to_dtype(DType::F32).unwrap();
-    let view = x.t().unwrap().narrow(0, 1, 2).unwrap().transpose(1, 2).unwrap().transpose(0, 2).unwrap();
-    let view = view.transpose(0, 1).unwrap();
-    let view = if view.dim(2).unwrap() == 4 { view } else { x.permute((2, 1, 0)).unwrap() }; // (2, 6, 4), not contiguous
+    let view = x.permute((2, 1, 0)).unwrap(); // (2, 6, 4)
     assert!(!view.is_contiguous());
     let copy = view.contiguous().unwrap();
     assert_eq!(distance(&ops::linear(&view, &w, None).unwrap(), &ops::linear(&copy, &w, None).unwrap()), 0.0);

@@ -154,7 +154,7 @@ pub struct StepsConfig {
     /// All randomness of the run comes from it: the same seed gives the same bytes.
     pub seed: u64,
     /// What is kept for the backward pass: `none` keeps every activation, `block` only the inputs of blocks and computes
-    /// the rest again (less memory, about 40 % more time, the same result).
+    /// the rest again (less memory, more time, the same result up to rounding).
     pub checkpointing: Checkpointing,
 }
 

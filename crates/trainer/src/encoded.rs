@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use crate::error::TrainError;
 use crate::event::Event;
 use crate::network::{Text, tensor};
-use crate::random::{Draw, Purpose};
+use crate::random::Draw;
 
 /// One sample's posterior: (4, h, w) each, f32, not yet scaled.
 struct Latents {
@@ -196,9 +196,4 @@ fn encode_captions(
         events(Event::PhaseProgress { done: encoded.len() as u64 });
     }
     Ok(encoded)
-}
-
-/// The place of a posterior's draw.
-pub(crate) fn latent_draw(seed: u64, step: u64, micro_batch: u64) -> Draw {
-    Draw::new(seed, step, micro_batch, Purpose::LatentSample)
 }

@@ -22,6 +22,13 @@ pub enum BaseChoice {
     Folder(PathBuf),
 }
 
+impl From<&str> for BaseChoice {
+    /// What the user calls it: `emoji`, or a folder.
+    fn from(base: &str) -> Self {
+        if base == "emoji" { Self::Emoji } else { Self::Folder(PathBuf::from(base)) }
+    }
+}
+
 /// The factors of one component of the base.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ComponentPlan {
@@ -187,7 +194,7 @@ impl Checks {
                 "set `model.base` to \"emoji\" or to a folder in the diffusers layout",
             );
         }
-        if base == "emoji" { BaseChoice::Emoji } else { BaseChoice::Folder(PathBuf::from(base)) }
+        BaseChoice::from(base)
     }
 
     fn images(&mut self, images: Option<&Path>) -> PathBuf {

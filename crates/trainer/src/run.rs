@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use crate::adamw::AdamW;
 use crate::clip::clip_global_norm;
-use crate::encoded::{EncodedData, latent_draw};
+use crate::encoded::EncodedData;
 use crate::error::TrainError;
 use crate::event::{Event, StepReport};
 use crate::gradient_tree::{GradientTree, Gradients, StepGradient};
@@ -189,8 +189,8 @@ impl<'a> Run<'a> {
     fn micro_batch(&self, step: u64, micro: u64) -> Result<(MicroBatch, crate::network::Text), TrainError> {
         let Plan { seed, batch_size, accumulate, .. } = *self.plan;
         let indices = batch_at(seed, self.data.len(), batch_size, step * accumulate as u64 + micro);
-        let latents = self.data.latents(&indices, latent_draw(seed, step, micro))?;
         let draw = |purpose| Draw::new(seed, step, micro, purpose);
+        let latents = self.data.latents(&indices, draw(Purpose::LatentSample))?;
         let noise = tensor(draw(Purpose::Noise).standard_normal(latents.elem_count()), latents.shape())?;
         let last = self.network.schedule().num_timesteps() as i64;
         let timesteps = draw(Purpose::Timesteps).integers(0..last, batch_size);

@@ -1,7 +1,5 @@
 //! `loralei verify step`: the training step on given numbers.
 
-use std::path::PathBuf;
-
 use loralei_trainer::{BaseChoice, Event, StepVerification};
 
 use crate::args::VerifyStepArguments;
@@ -9,12 +7,8 @@ use crate::commands::base;
 use crate::report::Reporter;
 
 pub(crate) fn run(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
-    let base = match arguments.base.as_str() {
-        "emoji" => BaseChoice::Emoji,
-        folder => BaseChoice::Folder(PathBuf::from(folder)),
-    };
     let verification = StepVerification {
-        base: base::source(&base)?,
+        base: base::source(&BaseChoice::from(arguments.base.as_str()))?,
         adapter: &arguments.adapter,
         batch: &arguments.batch,
         learning_rate: arguments.learning_rate,

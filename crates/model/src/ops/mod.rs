@@ -34,6 +34,7 @@ pub use conv::{ConvGeometry, conv2d, lora_conv2d};
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, lora_linear};
+pub(crate) use recompute::turned_off;
 pub use recompute::{Segment, is_recording, recompute, without_graph};
 pub use shift::add_per_sample;
 pub use upsample::upsample_nearest;

@@ -10,6 +10,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, Var, bail};
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::LocalKey;
 
 thread_local! {
     static RECORDING: Cell<bool> = const { Cell::new(true) };
@@ -22,13 +23,18 @@ pub fn is_recording() -> bool {
 
 /// Runs `f` with all factors detached: no operation inside is recorded unless its inputs already have a graph.
 pub fn without_graph<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
+    turned_off(&RECORDING, f)
+}
+
+/// Runs `f` with a switch of this thread off, and puts it back as it was, also if `f` panics.
+pub(crate) fn turned_off<R>(switch: &'static LocalKey<Cell<bool>>, f: impl FnOnce() -> R) -> R {
+    struct Restore(&'static LocalKey<Cell<bool>>, bool);
     impl Drop for Restore {
         fn drop(&mut self) {
-            RECORDING.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _restore = Restore(RECORDING.replace(false));
+    let _restore = Restore(switch, switch.replace(false));
     f()
 }
 
