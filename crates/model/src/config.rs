@@ -321,7 +321,20 @@ pub enum Prediction {
     VPrediction,
 }
 
-/// `scheduler/scheduler_config.json`, as far as training needs it.
+/// How a sampler's timesteps lie within the noising process (Lin et al. 2023, arXiv 2305.08891, table 2).
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepSpacing {
+    /// Equally spaced, both ends included.
+    Linspace,
+    /// Equally spaced from the first timestep on.
+    Leading,
+    /// Equally spaced back from the last timestep.
+    Trailing,
+}
+
+/// `scheduler/scheduler_config.json`: the noising process, and what the base asks of samplers. Where a sampler's key is
+/// absent, each sampler has a default of its own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct SchedulerConfig {
@@ -339,6 +352,16 @@ pub struct SchedulerConfig {
     pub prediction_type: Prediction,
     /// Shift the schedule so that the last step is pure noise.
     pub rescale_betas_zero_snr: bool,
+    /// Where a sampler's timesteps lie.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Added to the timesteps of leading spacing.
+    pub steps_offset: Option<usize>,
+    /// Whether the last step of DDIM ends at a signal of 1 instead of the first timestep's.
+    pub set_alpha_to_one: Option<bool>,
+    /// Whether DDIM clips what it takes for the clean latents.
+    pub clip_sample: Option<bool>,
+    /// To which range it clips: -this to this.
+    pub clip_sample_range: f64,
 }
 
 impl Default for SchedulerConfig {
@@ -351,6 +374,11 @@ impl Default for SchedulerConfig {
             trained_betas: None,
             prediction_type: Prediction::Epsilon,
             rescale_betas_zero_snr: false,
+            timestep_spacing: None,
+            steps_offset: None,
+            set_alpha_to_one: None,
+            clip_sample: None,
+            clip_sample_range: 1.0,
         }
     }
 }

@@ -104,6 +104,14 @@ pub enum ModelError {
         /// 8 times the total downsampling of the U-Net.
         multiple_px: usize,
     },
+    /// More layers to leave out than the text encoder has.
+    #[error("clip skip {clip_skip} is not between 1 and {num_layers}, the layers of the text encoder")]
+    ClipSkip {
+        /// As asked for.
+        clip_skip: usize,
+        /// Layers of the text encoder.
+        num_layers: usize,
+    },
     /// The tokenizer's files make no tokenizer.
     #[error("`{path}` is not a usable tokenizer: {reason}")]
     BadTokenizer {
@@ -151,6 +159,7 @@ impl ModelError {
                 let near = |size: &usize| ((size + multiple_px / 2) / multiple_px).max(1) * multiple_px;
                 format!("the nearest size that fits is {}x{}", near(width_px), near(height_px))
             }
+            Self::ClipSkip { .. } => "1 takes the last layer, 2 the one before".into(),
             Self::BadTokenizer { .. } => "a base needs tokenizer/tokenizer.json, or vocab.json and merges.txt".into(),
             Self::File(error) => return error.hint(),
             Self::Tensor(_) => return None,

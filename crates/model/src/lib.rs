@@ -26,7 +26,7 @@
 //! # fn latents_like() -> candle_core::Result<Tensor> { Tensor::ones((1, 4, 64, 64), DType::F32, &Device::Cpu) }
 //! let text = Conditioning::text(Tensor::zeros((1, 77, 768), DType::F32, &Device::Cpu)?);
 //! let noisy = base.noise_schedule().add_noise(&latents, &noise, &[500])?;
-//! let prediction = unet.forward(&noisy, &[500], &text, Checkpointing::Block)?;
+//! let prediction = unet.forward(&noisy, &[500.0], &text, Checkpointing::Block)?;
 //! let loss = (prediction - noise)?.sqr()?.mean_all()?;
 //! let gradients = factors.take_gradients(&loss.backward()?)?;
 //! assert_eq!(gradients.len(), 2 * factors.len());
@@ -35,13 +35,18 @@
 //! ```
 
 mod base;
+mod conditioner;
 mod config;
+mod drawing;
 mod error;
 mod layers;
 mod lora;
 mod noise_schedule;
 pub mod ops;
+mod prompt;
+mod random;
 mod resnet;
+mod sampler;
 mod text_encoder;
 mod time_embedding;
 mod tokenizer;
@@ -51,10 +56,17 @@ mod vae;
 mod weights;
 
 pub use base::{Base, BaseSource};
-pub use config::{PerLevel, Prediction, SchedulerConfig, TextEncoderConfig, UnetConfig, VaeConfig};
+pub use conditioner::{Conditioner, EncodedPrompts, TextStage};
+pub use config::{
+    PerLevel, Prediction, SchedulerConfig, TextEncoderConfig, TimestepSpacing, UnetConfig, VaeConfig,
+};
+pub use drawing::{DrawingSettings, NoiseSource, draw_latents};
 pub use error::ModelError;
 pub use lora::{AdapterSet, FactorValues, Initialize, Injection, LayerShape, LoraFactors, Targets, without_factors};
 pub use noise_schedule::NoiseSchedule;
+pub use prompt::{PromptPart, WeightedText, parse_prompt};
+pub use random::{Draw, Purpose};
+pub use sampler::{Sampler, SamplerKind};
 pub use text_encoder::TextEncoder;
 pub use tokenizer::{Tokenizer, TokenizerFiles, Tokens};
 pub use unet::{Checkpointing, Conditioning, Unet};

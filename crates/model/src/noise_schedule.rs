@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 #[derive(Clone, Debug)]
 pub struct NoiseSchedule {
     alphas_cumprod: Vec<f64>,
-    prediction: Prediction,
+    config: SchedulerConfig,
 }
 
 impl NoiseSchedule {
@@ -33,7 +33,7 @@ impl NoiseSchedule {
         if config.rescale_betas_zero_snr {
             rescale_to_zero_snr(&mut alphas_cumprod);
         }
-        Self { alphas_cumprod, prediction: config.prediction_type }
+        Self { alphas_cumprod, config: config.clone() }
     }
 
     /// Timesteps run from 0 to this, exclusive.
@@ -48,7 +48,12 @@ impl NoiseSchedule {
 
     /// What the network is asked for.
     pub fn prediction(&self) -> Prediction {
-        self.prediction
+        self.config.prediction_type
+    }
+
+    /// The file that it was made from, with what the base asks of samplers.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
     }
 
     /// One coefficient per sample, shaped to multiply (b, c, h, w).
@@ -72,7 +77,7 @@ impl NoiseSchedule {
     /// # Errors
     /// If the shapes do not fit.
     pub fn target(&self, latents: &Tensor, noise: &Tensor, timesteps: &[i64]) -> Result<Tensor> {
-        match self.prediction {
+        match self.prediction() {
             Prediction::Epsilon => Ok(noise.clone()),
             Prediction::VPrediction => {
                 let signal = self.coefficients(latents, timesteps, f64::sqrt)?;

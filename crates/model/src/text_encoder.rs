@@ -103,12 +103,30 @@ impl TextEncoder {
         })
     }
 
+    /// Number of layers.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
     /// `input_ids`: (b, l) i64, l at most 77, every id below the vocabulary's size. Returns the last hidden state after
     /// the final norm: (b, l, d).
     ///
     /// # Errors
     /// An id out of range, or too many tokens.
     pub fn forward(&self, input_ids: &Tensor, checkpointing: Checkpointing) -> candle_core::Result<Tensor> {
+        self.forward_without_last(input_ids, 0, checkpointing)
+    }
+
+    /// The same, but leaving out the last `num_left_out` layers: 1 is what is called clip skip 2. The final norm stays.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::forward`].
+    pub fn forward_without_last(
+        &self,
+        input_ids: &Tensor,
+        num_left_out: usize,
+        checkpointing: Checkpointing,
+    ) -> candle_core::Result<Tensor> {
         let (b, tokens) = input_ids.dims2()?;
         let ids = input_ids.to_dtype(DType::I64)?.flatten_all()?;
         let vocabulary = self.token_embedding.dim(0)? as i64;
@@ -117,7 +135,7 @@ impl TextEncoder {
         }
         let words = self.token_embedding.index_select(&ids, 0)?.reshape((b, tokens, ()))?; // (b, l, d)
         let mut hidden = words.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
-        for layer in &self.layers {
+        for layer in &self.layers[..self.layers.len().saturating_sub(num_left_out)] {
             hidden = layer.forward(&[&hidden], checkpointing)?;
         }
         self.final_layer_norm.forward(&hidden)

@@ -34,12 +34,12 @@ impl TimeEmbedding {
     }
 
     /// b timesteps -> (b, width), in `dtype`; the sinusoids are computed in f64.
-    pub(crate) fn forward(&self, timesteps: &[i64], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    pub(crate) fn forward(&self, timesteps: &[f64], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let half = self.num_sinusoids / 2;
         let frequency = |i: usize| (-(10_000f64.ln()) * i as f64 / (half as f64 - self.freq_shift)).exp();
         let mut values = Vec::with_capacity(timesteps.len() * self.num_sinusoids);
         for t in timesteps {
-            let angles: Vec<f64> = (0..half).map(|i| *t as f64 * frequency(i)).collect();
+            let angles: Vec<f64> = (0..half).map(|i| t * frequency(i)).collect();
             let (cos, sin) = (angles.iter().map(|a| a.cos() as f32), angles.iter().map(|a| a.sin() as f32));
             if self.flip_sin_to_cos {
                 values.extend(cos.chain(sin));

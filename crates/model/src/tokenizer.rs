@@ -83,17 +83,35 @@ impl Tokenizer {
     /// # Errors
     /// Text that the tokenizer cannot encode.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let ids = self.ids(text)?;
+        let kept = &ids[..ids.len().min(self.room())];
+        Ok(Tokens { input_ids: self.with_marks(kept), num_cut: ids.len() - kept.len() })
+    }
+
+    /// The text as ids, however many, without marks.
+    ///
+    /// # Errors
+    /// Text that the tokenizer cannot encode.
+    pub fn ids(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self.inner.encode(text, false).map_err(|e| ModelError::BadTokenizer {
             path: "tokenizer".into(),
             reason: format!("cannot encode {text:?}: {e}"),
         })?;
-        let room = self.positions - 2;
-        let num_tokens = encoding.get_ids().len();
+        Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+    }
+
+    /// Tokens of a text that fit between the marks: 75 of 77 positions.
+    pub fn room(&self) -> usize {
+        self.positions - 2
+    }
+
+    /// Start mark, at most [`Tokenizer::room`] ids, end mark, padding.
+    pub fn with_marks(&self, ids: &[i64]) -> Vec<i64> {
         let mut input_ids = vec![self.start];
-        input_ids.extend(encoding.get_ids().iter().take(room).map(|id| i64::from(*id)));
+        input_ids.extend(&ids[..ids.len().min(self.room())]);
         input_ids.push(self.end);
         input_ids.resize(self.positions, self.pad);
-        Ok(Tokens { input_ids, num_cut: num_tokens.saturating_sub(room) })
+        input_ids
     }
 }
 

@@ -136,7 +136,8 @@ impl Unet {
 
     /// The prediction for noisy latents.
     ///
-    /// `latents`: (b, 4, h, w), any floating dtype; `timesteps`: b of them; `conditioning` of the same batch.
+    /// `latents`: (b, 4, h, w), any floating dtype; `timesteps`: b of them, which
+    /// need not be whole; `conditioning` of the same batch.
     /// Returns (b, 4, h, w) in f32. h and w must be multiples of [`UnetConfig::total_downsampling`].
     ///
     /// # Errors
@@ -144,7 +145,7 @@ impl Unet {
     pub fn forward(
         &self,
         latents: &Tensor,
-        timesteps: &[i64],
+        timesteps: &[f64],
         conditioning: &Conditioning,
         checkpointing: Checkpointing,
     ) -> candle_core::Result<Tensor> {

@@ -66,7 +66,7 @@ fn inputs(base: &Base) -> (Tensor, Conditioning) {
 
 fn predict(base: &Base) -> Tensor {
     let (latents, text) = inputs(base);
-    base.load_unet(None).unwrap().forward(&latents, &[17, 801], &text, Checkpointing::None).unwrap()
+    base.load_unet(None).unwrap().forward(&latents, &[17.0, 801.0], &text, Checkpointing::None).unwrap()
 }
 
 fn distance(a: &Tensor, b: &Tensor) -> f32 {
@@ -149,7 +149,7 @@ fn gradients(pattern: &str, checkpointing: Checkpointing) -> BTreeMap<String, Te
     let unet = base.load_unet(Some(&injection)).unwrap();
     let factors = AdapterSet::new(injection.finish("U-Net").unwrap());
     let (latents, text) = inputs(&base);
-    let prediction = unet.forward(&latents, &[17, 801], &text, checkpointing).unwrap();
+    let prediction = unet.forward(&latents, &[17.0, 801.0], &text, checkpointing).unwrap();
     let projection = Tensor::from_vec(numbers(prediction.elem_count(), 9), prediction.dims(), &Device::Cpu).unwrap();
     let scalar = (prediction * projection).unwrap().sum_all().unwrap();
     let gradients = factors.take_gradients(&scalar.backward().unwrap()).unwrap();

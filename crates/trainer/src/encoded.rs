@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use crate::error::TrainError;
 use crate::event::Event;
 use crate::network::{Text, tensor};
-use crate::random::Draw;
+use loralei_model::Draw;
 
 /// One sample's posterior: (4, h, w) each, f32, not yet scaled.
 struct Latents {

@@ -12,7 +12,7 @@ use crate::config::{self, Targets};
 use crate::error::TrainError;
 use crate::objective::{MicroBatch, Outcome};
 use crate::plan::ComponentPlan;
-use crate::random::{Draw, Purpose};
+use loralei_model::{Draw, Purpose};
 
 /// What trains: the frozen networks with factors inside.
 pub struct Network {
@@ -118,10 +118,10 @@ impl Network {
         let base = ops::without_graph(|| {
             without_factors(|| -> Result<Tensor, TrainError> {
                 let conditioning = self.conditioning(text)?;
-                Ok(self.unet.forward(&noisy, &batch.timesteps, &conditioning, Checkpointing::None)?)
+                Ok(self.unet.forward(&noisy, &batch.times(), &conditioning, Checkpointing::None)?)
             })
         })?;
-        let prediction = self.unet.forward(&noisy, &batch.timesteps, &self.conditioning(text)?, self.checkpointing)?;
+        let prediction = self.unet.forward(&noisy, &batch.times(), &self.conditioning(text)?, self.checkpointing)?;
         batch.compare(&prediction, &base)
     }
 

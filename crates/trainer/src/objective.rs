@@ -50,8 +50,13 @@ impl MicroBatch {
     ) -> Result<Outcome, TrainError> {
         let noisy = schedule.add_noise(&self.latents, &self.noise, &self.timesteps)?;
         let target = schedule.target(&self.latents, &self.noise, &self.timesteps)?;
-        let prediction = unet.forward(&noisy, &self.timesteps, conditioning, checkpointing)?;
+        let prediction = unet.forward(&noisy, &self.times(), conditioning, checkpointing)?;
         self.compare(&prediction, &target)
+    }
+
+    /// The timesteps as the network takes them.
+    pub(crate) fn times(&self) -> Vec<f64> {
+        self.timesteps.iter().map(|t| *t as f64).collect()
     }
 
     /// Backward of the distance between a prediction and what it should be, both (b, 4, h, w), f32.
@@ -98,7 +103,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
-    use crate::random::{Draw, Purpose};
+    use loralei_model::{Draw, Purpose};
 
     fn batch(mask: Option<Tensor>, sample_weight: Option<Vec<f32>>) -> (MicroBatch, Tensor, Tensor) {
         let normal = |step| {

@@ -23,7 +23,7 @@ use crate::network::{Network, tensor};
 use crate::objective::MicroBatch;
 use crate::plan::Plan;
 use crate::prior::prior_captions;
-use crate::random::{Draw, Purpose};
+use loralei_model::{Draw, Purpose};
 use crate::result::{AdapterFile, adapter_path};
 use crate::smoothed_loss::SmoothedLoss;
 

@@ -38,6 +38,10 @@ pub enum Purpose {
     Flip,
     /// Captions replaced by the empty one.
     CaptionDropout,
+    /// The noise that a picture begins as.
+    InitialNoise,
+    /// The noise that a sampler adds at a step.
+    SamplerNoise,
 }
 
 impl Purpose {
@@ -63,6 +67,8 @@ impl Purpose {
             Purpose::PriorCaption => (7, 0),
             Purpose::Flip => (8, 0),
             Purpose::CaptionDropout => (9, 0),
+            Purpose::InitialNoise => (10, 0),
+            Purpose::SamplerNoise => (11, 0),
         }
     }
 }

@@ -1,0 +1,117 @@
+//! From a prompt to what the U-Net is told: chunks of 75 tokens, encoded one by one and laid side by side, each token's
+//! vector multiplied by its weight.
+
+use crate::error::ModelError;
+use crate::prompt::{PromptPart, parse_prompt};
+use crate::text_encoder::TextEncoder;
+use crate::tokenizer::Tokenizer;
+use crate::unet::Checkpointing;
+use crate::weights::Result;
+use candle_core::{Device, Tensor};
+
+/// One text encoder with its tokenizer.
+pub struct TextStage {
+    /// Cuts text into tokens.
+    pub tokenizer: Tokenizer,
+    /// Makes vectors of them.
+    pub encoder: TextEncoder,
+}
+
+/// All text encoders of a base, and how their output is taken.
+pub struct Conditioner<'a> {
+    stages: &'a [TextStage],
+    clip_skip: usize,
+}
+
+/// A picture's prompt and what it must not show, encoded to the same length.
+#[derive(Clone, Debug)]
+pub struct EncodedPrompts {
+    /// (1, 77 n, d).
+    pub prompt: Tensor,
+    /// (1, 77 n, d).
+    pub negative: Tensor,
+}
+
+/// Token ids with a weight each, cut into chunks.
+type Chunks = Vec<Vec<(i64, f64)>>;
+
+impl<'a> Conditioner<'a> {
+    /// `clip_skip` as A1111 counts it: 1 takes the text encoder's last layer, 2 the one before.
+    ///
+    /// # Errors
+    /// [`ModelError::ClipSkip`] if there are not that many layers.
+    pub fn new(stages: &'a [TextStage], clip_skip: usize) -> Result<Self> {
+        let num_layers = stages.iter().map(|stage| stage.encoder.num_layers()).min().unwrap_or(1);
+        if clip_skip == 0 || clip_skip > num_layers {
+            return Err(ModelError::ClipSkip { clip_skip, num_layers });
+        }
+        Ok(Self { stages, clip_skip })
+    }
+
+    /// Encodes both texts; the shorter one gets empty chunks.
+    ///
+    /// # Errors
+    /// Text that the tokenizer cannot encode.
+    pub fn encode(&self, prompt: &str, negative: &str) -> Result<EncodedPrompts> {
+        let (mut of_prompt, mut of_negative) = (Vec::new(), Vec::new());
+        for stage in self.stages {
+            let (mut wanted, mut unwanted) = (chunks(&stage.tokenizer, prompt)?, chunks(&stage.tokenizer, negative)?);
+            let num_chunks = wanted.len().max(unwanted.len());
+            wanted.resize(num_chunks, Vec::new());
+            unwanted.resize(num_chunks, Vec::new());
+            of_prompt.push(self.encode_chunks(stage, &wanted)?);
+            of_negative.push(self.encode_chunks(stage, &unwanted)?);
+        }
+        Ok(EncodedPrompts { prompt: Tensor::cat(&of_prompt, 2)?, negative: Tensor::cat(&of_negative, 2)? })
+    }
+
+    fn encode_chunks(&self, stage: &TextStage, chunks: &Chunks) -> Result<Tensor> {
+        let encoded = chunks.iter().map(|chunk| {
+            let ids: Vec<i64> = chunk.iter().map(|(id, _)| *id).collect();
+            let input_ids = stage.tokenizer.with_marks(&ids);
+            let positions = input_ids.len();
+            let input_ids = Tensor::from_vec(input_ids, (1, positions), &Device::Cpu)?;
+            let left_out = self.clip_skip - 1;
+            let vectors = stage.encoder.forward_without_last(&input_ids, left_out, Checkpointing::None)?; // (1, 77, d)
+            weighted(&vectors, chunk)
+        });
+        Ok(Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 1)?)
+    }
+}
+
+/// At least one chunk, each of at most as many tokens as fit.
+fn chunks(tokenizer: &Tokenizer, text: &str) -> Result<Chunks> {
+    let mut chunks: Chunks = vec![Vec::new()];
+    for part in parse_prompt(text) {
+        match part {
+            PromptPart::Break => chunks.push(Vec::new()),
+            PromptPart::Text(piece) => {
+                for id in tokenizer.ids(&piece.text)? {
+                    if chunks.last().is_none_or(|chunk| chunk.len() >= tokenizer.room()) {
+                        chunks.push(Vec::new());
+                    }
+                    if let Some(chunk) = chunks.last_mut() {
+                        chunk.push((id, piece.weight));
+                    }
+                }
+            }
+        }
+    }
+    Ok(chunks)
+}
+
+/// Each token's vector times its weight; then all together so that their mean stays, as A1111 has it: otherwise the
+/// weights of single words would change the strength of the whole prompt. Marks and padding weigh 1.
+fn weighted(vectors: &Tensor, chunk: &[(i64, f64)]) -> candle_core::Result<Tensor> {
+    if chunk.iter().all(|(_, weight)| *weight == 1.0) {
+        return Ok(vectors.clone());
+    }
+    let (_, positions, _) = vectors.dims3()?;
+    let mut weights = vec![1f32; positions];
+    weights.iter_mut().skip(1).zip(chunk).for_each(|(weight, (_, of_token))| *weight = *of_token as f32);
+    let weights = Tensor::from_vec(weights, (1, positions, 1), vectors.device())?.to_dtype(vectors.dtype())?;
+    let changed = vectors.broadcast_mul(&weights)?; // (1, 77, d)
+    let mean = |xs: &Tensor| xs.to_dtype(candle_core::DType::F64)?.mean_all()?.to_scalar::<f64>();
+    let (before, after) = (mean(vectors)?, mean(&changed)?);
+    if after == 0.0 { Ok(changed) } else { changed * (before / after) }
+}

@@ -1,0 +1,43 @@
+//! DDIM without added noise (Song et al. 2020, arXiv 2010.02502, equation 12 with sigma = 0).
+
+use super::time_grid::{Mix, timesteps};
+use super::{Estimate, Solver, Walk, combine};
+use crate::config::TimestepSpacing;
+use crate::noise_schedule::NoiseSchedule;
+use candle_core::{Result, Tensor};
+
+pub(super) struct Ddim {
+    /// Where each step ends.
+    next: Vec<Mix>,
+    clip: Option<f64>,
+}
+
+impl Ddim {
+    /// With diffusers' reading of the keys: a step ends a fixed number of timesteps lower, not at the next grid point.
+    pub(super) fn new(schedule: &NoiseSchedule, num_steps: usize) -> (Walk, Self) {
+        let mut times = timesteps(schedule, num_steps, TimestepSpacing::Leading, false);
+        times.iter_mut().for_each(|t| *t = t.round_ties_even());
+        let config = schedule.config();
+        let last = match config.set_alpha_to_one.unwrap_or(true) {
+            true => Mix::CLEAN,
+            false => Mix::of_alpha_cumprod(schedule.alpha_cumprod(0)),
+        };
+        let gap = (schedule.num_timesteps() / num_steps) as f64;
+        let at = |t: f64| Mix::of_alpha_cumprod(schedule.alpha_cumprod(t as usize));
+        let next = times.iter().map(|t| if t - gap >= 0.0 { at(t - gap) } else { last }).collect();
+        let mixes = times.iter().map(|t| at(*t)).collect();
+        let clip = config.clip_sample.unwrap_or(true).then_some(config.clip_sample_range);
+        (Walk { times, mixes, first_noise: 1.0 }, Self { next, clip })
+    }
+}
+
+impl Solver for Ddim {
+    fn step(&mut self, i: usize, _: &Tensor, estimate: &Estimate, _: Option<&Tensor>) -> Result<Tensor> {
+        let Mix { alpha, sigma } = self.next[i];
+        let clean = match self.clip {
+            Some(range) => estimate.clean.clamp(-range, range)?,
+            None => estimate.clean.clone(),
+        };
+        combine(&[(alpha, &clean), (sigma, &estimate.noise)])
+    }
+}
