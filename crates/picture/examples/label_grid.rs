@@ -1,5 +1,5 @@
-//! Lays the pictures of a folder out with labels, and saves that as a PNG with its parameters: first as a grid with
-//! the file names over the columns, then as two halves, before and after.
+//! Lays the pictures of a folder out with their captions, and saves that as a PNG with parameters: first as a grid, then
+//! as two halves, before and after.
 //!
 //! `cargo run -p loralei-picture --example label_grid -- FOLDER [OUT_PREFIX=grid]`
 #![allow(clippy::print_stdout)]
@@ -36,19 +36,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Default::default()
     };
 
-    let mut grid = Grid::new().title(format!("Pictures of {dir}")).columns((1..=COLUMNS).map(|n| format!("seed {n}")));
+    let mut grid =
+        Grid::new().title(format!("Pictures of {dir}")).columns((1..=COLUMNS).map(|n| format!("column {n}")));
     for row in labelled.chunks_exact(COLUMNS) {
-        grid = grid.row(row[0].0.clone(), row.iter().map(|(_, picture)| picture.clone()).collect());
+        grid = grid.row(captions(row), row.iter().map(|(_, picture)| picture.clone()).collect());
     }
     save(&grid, &format!("{prefix}-rows.png"), &parameters)?;
 
     // What was learned is played by the pictures themselves, what came before by their negatives.
     let halves = labelled.chunks_exact(2).map(|row| {
         let after: Vec<Picture> = row.iter().map(|(_, picture)| picture.clone()).collect();
-        (row[0].0.clone(), after.iter().map(negative).collect(), after)
+        (captions(row), after.iter().map(negative).collect(), after)
     });
-    let grid = Grid::before_after(halves)?.title("An adapter, at work").columns(["seed 1", "seed 2"].repeat(2));
+    let grid = Grid::before_after(halves)?.title("An adapter, at work").columns(["first", "second"].repeat(2));
     save(&grid, &format!("{prefix}-halves.png"), &parameters)
+}
+
+fn captions(row: &[(String, Picture)]) -> String {
+    row.iter().map(|(caption, _)| caption.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn negative(picture: &Picture) -> Picture {

@@ -5,7 +5,7 @@ use crate::{Layout, Picture, PictureError, Rect, TextBlock};
 const BACKGROUND: [u8; 3] = [255, 255, 255];
 /// Titles and headings: 15.8 to 1 on white.
 const INK: [u8; 3] = [31, 35, 40];
-/// Labels: 9.2 to 1 on white.
+/// Labels: 9.0 to 1 on white.
 const LABEL_INK: [u8; 3] = [66, 74, 83];
 /// Lines, and the edge around each cell, without which a white picture would have none.
 const RULE: [u8; 3] = [208, 215, 222];

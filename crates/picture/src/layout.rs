@@ -3,6 +3,8 @@
 //! From the top: title, headings of the column groups, column labels, then the rows, each with its label at its left
 //! and perhaps the heading of a section above it. All cells have the same size, that of the largest picture.
 
+use std::ops::Range;
+
 use crate::grid::{Grid, Row};
 use crate::lettering::{LetterSize, wrap};
 use crate::picture::MAX_PIXELS;
@@ -152,12 +154,20 @@ impl Layout {
         let head_px = layout.height_px;
         layout.add_groups(&grid.groups, &lefts_px, &spacing);
         layout.add_column_labels(&grid.columns, &lefts_px, &spacing);
+        // What the dividers pass, from section to section.
+        let mut spans_px = Vec::new();
+        spans_px.push(head_px..layout.height_px);
         for row in &grid.rows {
-            layout.add_section(row, &spacing);
+            if layout.add_section(row, &spacing) {
+                spans_px.push(layout.height_px..layout.height_px);
+            }
             layout.add_row(row, &lefts_px, gutter_px, &spacing);
+            if let Some(span_px) = spans_px.last_mut() {
+                span_px.end = layout.height_px - spacing.gap_px;
+            }
         }
         layout.height_px = layout.height_px - spacing.gap_px + spacing.margin_px;
-        layout.add_dividers(&grid.groups, &lefts_px, head_px, &spacing);
+        layout.add_dividers(&grid.groups, &lefts_px, &spans_px, &spacing);
         Ok(layout)
     }
 
@@ -218,17 +228,19 @@ impl Layout {
         }
     }
 
-    /// The heading of the section that starts with `row`, if one does, with a line below it.
-    fn add_section(&mut self, row: &Row, spacing: &Spacing) {
-        let top_px = self.height_px + if self.rows.is_empty() { 0 } else { spacing.gap_px };
+    /// The heading of the section that starts with `row`, with a line below it; whether one does.
+    fn add_section(&mut self, row: &Row, spacing: &Spacing) -> bool {
+        let top_px = self.height_px + if self.rows.is_empty() && self.columns.is_empty() { 0 } else { spacing.gap_px };
         let width_px = self.width_px - 2 * spacing.margin_px;
         let block = spacing.block(&row.section, spacing.margin_px, top_px, width_px, 2);
-        if !block.lines.is_empty() {
+        let is_start = !block.lines.is_empty();
+        if is_start {
             let y_px = block.area.bottom_px() + spacing.gap_px / 4;
             self.rules.push(Rect { x_px: spacing.margin_px, y_px, width_px, height_px: 1 });
             self.height_px = y_px + 1 + spacing.gap_px;
             self.sections.push(block);
         }
+        is_start
     }
 
     /// The label and the pictures of one row, and the gap below.
@@ -253,16 +265,24 @@ impl Layout {
     }
 
     /// Upright lines between the groups of columns.
-    fn add_dividers(&mut self, groups: &[(String, usize)], lefts_px: &[u32], head_px: u32, spacing: &Spacing) {
+    fn add_dividers(
+        &mut self,
+        groups: &[(String, usize)],
+        lefts_px: &[u32],
+        spans_px: &[Range<u32>],
+        spacing: &Spacing,
+    ) {
         let mut first = 0;
         for (_, num_columns) in groups.iter().take(groups.len().saturating_sub(1)) {
             first += num_columns;
-            self.rules.push(Rect {
-                x_px: lefts_px[first] - spacing.group_gap_px / 2,
-                y_px: head_px,
+            let x_px = lefts_px[first] - spacing.group_gap_px / 2;
+            let divider = |span_px: &Range<u32>| Rect {
+                x_px,
+                y_px: span_px.start,
                 width_px: 1,
-                height_px: self.height_px - spacing.margin_px - head_px,
-            });
+                height_px: span_px.end - span_px.start,
+            };
+            self.rules.extend(spans_px.iter().map(divider));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Words on a picture: a bitmap font of one width (Noto Sans Mono, basic Latin and Latin-1), lines cut to a width.
 
-use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
+use noto_sans_mono_bitmap::{FontWeight, RasterHeight, RasterizedChar, get_raster, get_raster_width};
 
 use crate::Picture;
 
@@ -75,7 +75,7 @@ impl Picture {
         for char in text.chars() {
             let glyph = get_raster(char, FontWeight::Regular, size.raster())
                 .or_else(|| get_raster('?', FontWeight::Regular, size.raster()));
-            for (row, y) in glyph.iter().flat_map(|glyph| glyph.rows()).zip(y_px..) {
+            for (row, y) in glyph.iter().flat_map(RasterizedChar::rows).zip(y_px..) {
                 for (&ink, x) in row.iter().zip(left_px..) {
                     self.blend(x, y, colour, ink);
                 }

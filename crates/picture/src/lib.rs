@@ -7,7 +7,7 @@
 //!   files; [`Picture::to_png`] puts it there and [`read_parameters`] reads it from any PNG.
 //! - [`Grid`] lays pictures out in rows and columns with labels: prompts by scales, or before | after.
 //!
-//! The reading order is the data flow: [`picture`], [`parameters`], [`file`], [`grid`], [`layout`]. The
+//! The reading order is the data flow: [`picture`], [`parameters`], [`mod@file`], [`grid`], [`layout`]. The
 //! crate knows no model, no tensors and no disk: bytes go out, and the caller writes them. Same input, same bytes.
 //!
 //! # Example
