@@ -35,7 +35,9 @@
 //! ```
 
 mod atomic_file;
+mod byte_source;
 mod dtype;
+mod elements;
 mod error;
 mod hashes;
 pub mod keys;
