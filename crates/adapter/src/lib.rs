@@ -7,6 +7,7 @@
 //! - [`LoraModule`]: the two factors of one layer and their alpha.
 //! - [`TensorFile`] and [`TensorFiles`]: the one guarded reader of safetensors files, for adapters and checkpoints
 //!   alike.
+//! - [`TorchFile`]: the same for PyTorch's files, read as data: nothing in them is ever executed.
 //! - [`write_tensors`] and [`atomic_write`]: the one way in which files are written: whole, synchronised, read back,
 //!   or not at all. The same content always gives the same bytes.
 //! - [`TrainingFacts`]: what a trainer knows, as the `ss_*` and `modelspec.*` metadata that programs show.
@@ -35,6 +36,7 @@
 //! ```
 
 mod atomic_file;
+mod byte_cursor;
 mod byte_source;
 mod dtype;
 mod elements;
@@ -44,12 +46,20 @@ pub mod keys;
 mod kohya;
 mod low_rank;
 mod metadata;
+mod pickle;
+mod pickle_globals;
+mod pickle_machine;
+mod pickle_opcodes;
 mod portability;
 mod python_text;
+mod strided_view;
 mod tensor_file;
 mod tensor_file_writer;
 mod tensor_files;
 mod tensor_header;
+mod torch_file;
+mod torch_state;
+mod zip_directory;
 
 pub use atomic_file::{atomic_write, atomic_write_bytes};
 pub use dtype::Dtype;
@@ -62,3 +72,4 @@ pub use portability::PortabilityIssue;
 pub use tensor_file::{TensorFile, TensorInfo};
 pub use tensor_file_writer::{TensorView, write_tensors};
 pub use tensor_files::TensorFiles;
+pub use torch_file::TorchFile;
