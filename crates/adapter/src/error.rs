@@ -90,6 +90,10 @@ pub enum AdapterError {
     BadAlpha { module: String, alpha: f32 },
     #[error("{module}: alpha of shape {shape:?} is not one number")]
     AlphaShape { module: String, shape: Vec<usize> },
+    #[error("{module}: changes of weights of shape {first:?} and {second:?} cannot be added")]
+    WeightShapes { module: String, first: Vec<usize>, second: Vec<usize> },
+    #[error("an adapter cannot have the scale {scale}")]
+    BadScale { scale: f32 },
     #[error("{module}: not the name of a module in a kohya file")]
     BadModuleName { module: String },
     #[error("the metadata entry {key} does not go together with kohya keys")]
@@ -186,6 +190,8 @@ impl AdapterError {
                 "plain LoRA has down (rank, in) and up (out, rank), with (k, k) and (1, 1) appended for convolutions"
             }
             AdapterError::BadAlpha { .. } => "alpha must be above 0; alpha = rank is the usual choice",
+            AdapterError::WeightShapes { .. } => "adapters of different base models cannot be used together",
+            AdapterError::BadScale { .. } => "give a finite number, such as 1, 0.7 or -0.5",
             AdapterError::ForbiddenMetadata { .. } => "diffusers refuses a file that has both; leave the entry out",
             _ => return None,
         };

@@ -53,11 +53,11 @@ fn zip_with_gap(entries: &[(&str, &[u8])], is_wide: bool, gap: u64) -> Vec<u8> {
 }
 
 fn text(text: &str) -> Vec<u8> {
-    [&[b'X'], (text.len() as u32).to_le_bytes().as_slice(), text.as_bytes()].concat()
+    [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat()
 }
 
 fn int(number: i32) -> Vec<u8> {
-    [&[b'J'], number.to_le_bytes().as_slice()].concat()
+    [b"J".as_slice(), &number.to_le_bytes()].concat()
 }
 
 fn tuple(parts: &[Vec<u8>]) -> Vec<u8> {
