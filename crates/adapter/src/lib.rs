@@ -5,6 +5,7 @@
 //! - [`Adapter`]: the modules of a LoRA file by name, and its metadata. Reads and writes the kohya layout, the only one
 //!   that every image program loads completely.
 //! - [`LoraModule`]: the two factors of one layer and their alpha.
+//! - [`Adapter::sum`]: several adapters, each at its scale, as one.
 //! - [`TensorFile`]: the one guarded reader of safetensors files, for adapters and checkpoints alike.
 //! - [`TorchFile`]: the same for PyTorch's files, read as data: nothing in them is ever executed.
 //! - [`TensorFiles`]: a checkpoint of either format, in one file or in several.
@@ -39,6 +40,7 @@
 mod atomic_file;
 mod byte_cursor;
 mod byte_source;
+mod concatenation;
 mod dtype;
 mod elements;
 mod error;
