@@ -46,6 +46,22 @@ pub enum AdapterError {
     ByteRange { path: PathBuf, tensor: String, dtype: Dtype, shape: Vec<u64>, begin: u64, end: u64 },
     #[error("{}: tensor {tensor} starts at byte {found} where {expected} is due (a hole or an overlap)", .path.display())]
     NotContiguous { path: PathBuf, tensor: String, expected: u64, found: u64 },
+    #[error("{} calls `{call}`, which no checkpoint needs: refused", .path.display())]
+    UnsafePickle { path: PathBuf, call: String },
+    #[error("{}: its pickle has the operation {operation}, which PyTorch does not write: refused", .path.display())]
+    PickleOperation { path: PathBuf, operation: &'static str },
+    #[error("{}: its pickle is not valid before byte {position}: {problem}", .path.display())]
+    BadPickle { path: PathBuf, position: u64, problem: &'static str },
+    #[error("{} is not a valid zip archive: {problem}", .path.display())]
+    BadZip { path: PathBuf, problem: &'static str },
+    #[error("{} is a zip archive, but not one of PyTorch: it has no data.pkl", .path.display())]
+    NotTorch { path: PathBuf },
+    #[error("{} was written on a big-endian machine", .path.display())]
+    BigEndian { path: PathBuf },
+    #[error("{}: no tensors at the top or under state_dict", .path.display())]
+    NoTensors { path: PathBuf },
+    #[error("{}: tensor {tensor} does not lie inside its storage, or its storage inside the file", .path.display())]
+    OutsideStorage { path: PathBuf, tensor: String },
     #[error("{}: tensor {tensor} is missing", .path.display())]
     MissingTensor { path: PathBuf, tensor: String },
     #[error("{}: tensor {tensor} holds {dtype}, but {wanted} is needed", .path.display())]
@@ -74,6 +90,10 @@ pub enum AdapterError {
     BadAlpha { module: String, alpha: f32 },
     #[error("{module}: alpha of shape {shape:?} is not one number")]
     AlphaShape { module: String, shape: Vec<usize> },
+    #[error("{module}: changes of weights of shape {first:?} and {second:?} cannot be added")]
+    WeightShapes { module: String, first: Vec<usize>, second: Vec<usize> },
+    #[error("an adapter cannot have the scale {scale}")]
+    BadScale { scale: f32 },
     #[error("{module}: not the name of a module in a kohya file")]
     BadModuleName { module: String },
     #[error("the metadata entry {key} does not go together with kohya keys")]
@@ -139,10 +159,22 @@ impl AdapterError {
             | AdapterError::NotContiguous { .. } => {
                 "the file is damaged, made to mislead, or no safetensors file; get it again from a source you trust"
             }
-            AdapterError::UnsupportedDtype { .. } => "save the model as F32, F16 or BF16",
-            AdapterError::IndexJson { .. } | AdapterError::BadShardName { .. } => {
-                "get the *.safetensors.index.json file again"
+            AdapterError::UnsafePickle { .. } => {
+                "nothing was run; do not open the file with other programs either, and get the model as .safetensors \
+                 from a source you trust"
             }
+            AdapterError::PickleOperation { .. }
+            | AdapterError::BadPickle { .. }
+            | AdapterError::BadZip { .. }
+            | AdapterError::OutsideStorage { .. } => {
+                "the download was cut short, or the file is damaged or made to mislead; get it again from a source \
+                 you trust"
+            }
+            AdapterError::NotTorch { .. } => "give a .safetensors file, or a .ckpt, .pt or .bin that PyTorch wrote",
+            AdapterError::BigEndian { .. } => "save it again on an ordinary machine, best as .safetensors",
+            AdapterError::NoTensors { .. } => "save `model.state_dict()`, best as .safetensors",
+            AdapterError::UnsupportedDtype { .. } => "save the model as F32, F16 or BF16",
+            AdapterError::IndexJson { .. } | AdapterError::BadShardName { .. } => "get the *.index.json file again",
             AdapterError::ShardLacksTensor { .. } => {
                 "index and shards are of different versions; get all of them again"
             }
@@ -158,6 +190,8 @@ impl AdapterError {
                 "plain LoRA has down (rank, in) and up (out, rank), with (k, k) and (1, 1) appended for convolutions"
             }
             AdapterError::BadAlpha { .. } => "alpha must be above 0; alpha = rank is the usual choice",
+            AdapterError::WeightShapes { .. } => "adapters of different base models cannot be used together",
+            AdapterError::BadScale { .. } => "give a finite number, such as 1, 0.7 or -0.5",
             AdapterError::ForbiddenMetadata { .. } => "diffusers refuses a file that has both; leave the entry out",
             _ => return None,
         };

@@ -5,10 +5,13 @@
 //! - [`Adapter`]: the modules of a LoRA file by name, and its metadata. Reads and writes the kohya layout, the only one
 //!   that every image program loads completely.
 //! - [`LoraModule`]: the two factors of one layer and their alpha.
-//! - [`TensorFile`] and [`TensorFiles`]: the one guarded reader of safetensors files, for adapters and checkpoints
-//!   alike.
-//! - [`write_tensors`] and [`atomic_write`]: the one way in which files are written: whole, synchronised, read back,
-//!   or not at all. The same content always gives the same bytes.
+//! - [`Adapter::sum`]: several adapters, each at its scale, as one.
+//! - [`TensorFile`]: the one guarded reader of safetensors files, for adapters and checkpoints alike.
+//! - [`TorchFile`]: the same for PyTorch's files, read as data: nothing in them is ever executed.
+//! - [`TensorFiles`]: a checkpoint of either format, in one file or in several.
+//! - [`write_tensors`] (from memory), [`write_tensors_streamed`] (one tensor at a time) and [`atomic_write`]: the one
+//!   way in which files are written: whole, synchronised, read back, or not at all. The same content always gives the
+//!   same bytes.
 //! - [`TrainingFacts`]: what a trainer knows, as the `ss_*` and `modelspec.*` metadata that programs show.
 //!
 //! [`Adapter::portability_issues`] tells which other programs would misread an adapter, and why.
@@ -35,19 +38,33 @@
 //! ```
 
 mod atomic_file;
+mod byte_cursor;
+mod byte_source;
+mod concatenation;
 mod dtype;
+mod elements;
 mod error;
 mod hashes;
 pub mod keys;
 mod kohya;
 mod low_rank;
 mod metadata;
+mod pickle;
+mod pickle_globals;
+mod pickle_machine;
+mod pickle_opcodes;
 mod portability;
 mod python_text;
+mod streamed_writer;
+mod strided_view;
 mod tensor_file;
 mod tensor_file_writer;
 mod tensor_files;
 mod tensor_header;
+mod tensor_layout;
+mod torch_file;
+mod torch_state;
+mod zip_directory;
 
 pub use atomic_file::{atomic_write, atomic_write_bytes};
 pub use dtype::Dtype;
@@ -57,6 +74,8 @@ pub use kohya::{Adapter, SaveDtype};
 pub use low_rank::{Array, LoraModule};
 pub use metadata::{BaseVersion, Buckets, DatasetFolder, TrainingFacts, session_id};
 pub use portability::PortabilityIssue;
+pub use streamed_writer::{TensorValues, write_tensors_streamed};
 pub use tensor_file::{TensorFile, TensorInfo};
 pub use tensor_file_writer::{TensorView, write_tensors};
 pub use tensor_files::TensorFiles;
+pub use torch_file::TorchFile;

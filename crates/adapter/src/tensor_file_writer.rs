@@ -1,10 +1,8 @@
 //! The one writer of safetensors files: the same tensors always give the same bytes.
 //!
-//! The order is that of the reference library (larger element types first, then by name; header padded with spaces
-//! to 8 bytes), so hashes of the content agree with other programs. Its own writer is not used because it puts
-//! metadata in random order, panics on a name given twice and leaves files that only their owner can read.
+//! The writer of the reference library is not used because it puts metadata in random order, panics on a name given
+//! twice and leaves files that only their owner can read.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
@@ -14,7 +12,7 @@ use half::{bf16, f16};
 
 use crate::atomic_file::atomic_write;
 use crate::error::AdapterError;
-use crate::tensor_header::{self, LENGTH_BYTES, MAX_HEADER_BYTES, METADATA_KEY};
+use crate::tensor_layout::{compare_header, header, in_file_order};
 use crate::{Dtype, TensorFile, TensorInfo};
 
 /// How many values are converted and written at a time.
@@ -64,7 +62,8 @@ impl<'a> TensorView<'a> {
         &self.info
     }
 
-    fn check(&self, tensor: &str) -> Result<u64, AdapterError> {
+    /// Checks that the values can be stored as they are to be.
+    pub(crate) fn check(&self, tensor: &str) -> Result<(), AdapterError> {
         let TensorInfo { dtype, shape } = &self.info;
         let (num_values, is_storable) = match self.values {
             Values::F32(values) => (values.len(), matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16)),
@@ -78,8 +77,7 @@ impl<'a> TensorView<'a> {
         if num_elements != Some(num_values) {
             return Err(AdapterError::DataLength { tensor: tensor.to_owned(), shape: shape.clone(), num_values });
         }
-        self.check_overflow(tensor)?;
-        Ok((num_values * dtype.size_bytes()) as u64)
+        self.check_overflow(tensor)
     }
 
     fn check_overflow(&self, tensor: &str) -> Result<(), AdapterError> {
@@ -96,7 +94,7 @@ impl<'a> TensorView<'a> {
     }
 
     /// Gives the stored bytes piece by piece, so that no second copy of a tensor exists.
-    fn for_each_chunk<E>(&self, mut consume: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub(crate) fn for_each_chunk<E>(&self, mut consume: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let mut bytes: Vec<u8> = Vec::with_capacity(CHUNK_ELEMENTS * size_of::<i64>());
         match self.values {
             Values::F32(values) => {
@@ -162,17 +160,9 @@ fn compare(
 ) -> Result<(), AdapterError> {
     let differs = |tensor: &str| AdapterError::ContentDiffers { path: path.to_owned(), tensor: tensor.to_owned() };
     let file = TensorFile::open(temporary)?;
-    if file.metadata() != metadata {
-        return Err(differs(METADATA_KEY));
-    }
-    if let Some(unknown) = file.names().find(|name| !tensors.contains_key(*name)) {
-        return Err(differs(unknown));
-    }
+    compare_header(path, &file, tensors, TensorView::info, metadata)?;
     let mut found = Vec::new();
     for (name, view) in tensors {
-        if file.info(name) != Some(view.info()) {
-            return Err(differs(name));
-        }
         let mut offset_bytes = 0;
         view.for_each_chunk(|expected| {
             found.resize(expected.len(), 0);
@@ -184,10 +174,10 @@ fn compare(
     Ok(())
 }
 
-/// A file ready to be streamed: the header's bytes, and the tensors in file order.
+/// A file ready to be streamed: what comes before the tensors, and the tensors in file order.
 pub(crate) struct Serialised<'a> {
     header: Vec<u8>,
-    tensors: Vec<&'a TensorView<'a>>,
+    tensors: Vec<(&'a str, &'a TensorView<'a>)>,
 }
 
 impl<'a> Serialised<'a> {
@@ -198,54 +188,19 @@ impl<'a> Serialised<'a> {
         tensors: &'a BTreeMap<String, TensorView<'a>>,
         metadata: Option<&BTreeMap<String, String>>,
     ) -> Result<Self, AdapterError> {
-        let mut in_file_order: Vec<(&String, &TensorView)> = tensors.iter().collect();
-        // Stable, and the map is sorted: by name within a type.
-        in_file_order.sort_by_key(|(_, view)| Reverse(view.info.dtype));
-
-        let mut entries = Vec::with_capacity(tensors.len() + 1);
-        if let Some(metadata) = metadata {
-            let pairs: Vec<String> =
-                metadata.iter().map(|(key, value)| format!("{}:{}", json(key), json(value))).collect();
-            entries.push(format!("{}:{{{}}}", json(METADATA_KEY), pairs.join(",")));
-        }
-        let mut begin = 0;
-        for (name, view) in &in_file_order {
-            if !tensor_header::is_tensor_name(name) {
-                return Err(tensor_header::bad_name(path, name));
-            }
-            let end = begin + view.check(name)?;
-            let shape: Vec<String> = view.info.shape.iter().map(usize::to_string).collect();
-            entries.push(format!(
-                r#"{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{begin},{end}]}}"#,
-                json(name),
-                view.info.dtype,
-                shape.join(",")
-            ));
-            begin = end;
-        }
-        let mut header = format!("{{{}}}", entries.join(",")).into_bytes();
-        header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
-        let header_bytes = header.len() as u64;
-        if header_bytes > MAX_HEADER_BYTES {
-            let path = path.to_owned();
-            return Err(AdapterError::HeaderTooLarge { path, header_bytes, limit_bytes: MAX_HEADER_BYTES });
-        }
-        Ok(Self { header, tensors: in_file_order.into_iter().map(|(_, view)| view).collect() })
+        let tensors = in_file_order(tensors, TensorView::info);
+        tensors.iter().try_for_each(|(name, view)| view.check(name))?;
+        let header = header(path, tensors.iter().map(|(name, view)| (*name, view.info())), metadata)?;
+        Ok(Self { header, tensors })
     }
 
     pub(crate) fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&(self.header.len() as u64).to_le_bytes())?;
         out.write_all(&self.header)?;
         self.write_content_to(out)
     }
 
     /// Only the tensors' bytes, which no metadata can change.
     pub(crate) fn write_content_to(&self, out: &mut dyn Write) -> io::Result<()> {
-        self.tensors.iter().try_for_each(|view| view.for_each_chunk(|bytes| out.write_all(bytes)))
+        self.tensors.iter().try_for_each(|(_, view)| view.for_each_chunk(|bytes| out.write_all(bytes)))
     }
-}
-
-/// A JSON string. Text always has one, so nothing can fail here.
-fn json(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }

@@ -19,9 +19,9 @@ pub(crate) const LENGTH_BYTES: u64 = 8;
 /// Upper limit of a header in bytes. SDXL checkpoints have about 0.4 MB.
 pub(crate) const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// A header up to this size in bytes is accepted whatever the file's size; a larger one may be a quarter of the file.
-const ALWAYS_ACCEPTED_HEADER_BYTES: u64 = 1 << 20;
-const MAX_TENSORS: usize = 100_000;
-const MAX_RANK: usize = 8;
+pub(crate) const ALWAYS_ACCEPTED_HEADER_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_TENSORS: usize = 100_000;
+pub(crate) const MAX_RANK: usize = 8;
 const MAX_NAME_BYTES: usize = 512;
 pub(crate) const METADATA_KEY: &str = "__metadata__";
 
