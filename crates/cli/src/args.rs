@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use loralei_model::{Layout, Prediction, SamplerKind};
 use loralei_trainer::{Checkpointing, DeviceKind, Dtype};
 
 /// Trains a LoRA adapter for Stable Diffusion from a folder of images
@@ -17,6 +18,10 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Train(TrainArguments),
+    Generate(GenerateArguments),
+    /// Look at a base model, or write it in another layout
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// Run a part of the training on given numbers, for comparing with another program
     #[command(subcommand)]
     Verify(VerifyCommand),
@@ -33,9 +38,12 @@ pub(crate) struct TrainArguments {
     /// Settings of the run; every key: docs/reference/config.md
     #[arg(value_name = "CONFIG.toml")]
     pub(crate) config: Option<PathBuf>,
-    /// Base model: `emoji` or a folder in the diffusers layout [model.base]
+    /// Base model: `emoji`, a diffusers folder, a checkpoint file or a hub id [model.base]
     #[arg(long, value_name = "BASE")]
     pub(crate) base: Option<String>,
+    /// What the base predicts, where it does not say [model.prediction]
+    #[arg(long, value_parser = ["epsilon", "v"])]
+    pub(crate) prediction: Option<String>,
     /// Folder of images and captions [data.images]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) images: Option<String>,
@@ -45,6 +53,136 @@ pub(crate) struct TrainArguments {
     /// Any setting, such as train.steps=500; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+}
+
+/// Which base.
+#[derive(Debug, Args)]
+pub(crate) struct BaseArguments {
+    /// Base model: `emoji`, a diffusers folder, a checkpoint file or a hub id
+    #[arg(long, value_name = "BASE")]
+    pub(crate) base: String,
+    /// What the base predicts, where it does not say
+    #[arg(long, value_parser = predictions())]
+    pub(crate) prediction: Option<Prediction>,
+}
+
+/// Draw pictures from text, with or without adapters
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A prompt may hold weights: (word:1.3) is stronger, (word) 1.1 times, [word] weaker, \\( is a bracket. \
+More than 75 tokens go in several chunks; BREAK begins a new one. Several pictures are written as OUT-01.png, OUT-02.png \
+and so on; a grid is one picture. --grid scale=-1,0,0.5,1 makes a column for each value, a second --grid a row for each; \
+axes: scale (multiplies all adapters), seed, steps, guidance, sampler. Several prompts are rows."
+)]
+pub(crate) struct GenerateArguments {
+    #[command(flatten)]
+    pub(crate) base: BaseArguments,
+    /// What to draw; may be repeated
+    #[arg(long, value_name = "TEXT", required = true)]
+    pub(crate) prompt: Vec<String>,
+    /// What the pictures are not to show
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) negative: String,
+    /// Adapter, with a scale if not 1; a negative one pushes away; may be repeated
+    #[arg(long, value_name = "FILE[=SCALE]")]
+    pub(crate) adapter: Vec<String>,
+    /// Add the adapters to the weights once instead of computing them beside these
+    #[arg(long)]
+    pub(crate) merge: bool,
+    /// Seed of the first picture; each next one has the next number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Pictures of each prompt
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=9999))]
+    pub(crate) count: u16,
+    /// Pictures that are drawn together: faster where one is small, more memory
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) batch: u16,
+    /// Steps of the sampler
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) steps: u16,
+    /// How strictly a picture follows its prompt; at 1 or less there is no guidance and no negative prompt
+    #[arg(long, value_name = "SCALE", default_value_t = 7.5, allow_negative_numbers = true)]
+    pub(crate) guidance: f64,
+    /// Width and height in pixels [default: what the base was trained on]
+    #[arg(long, value_name = "WxH", value_parser = size_px)]
+    pub(crate) size: Option<(usize, usize)>,
+    /// How to get from noise to the picture
+    #[arg(long, default_value = "ddim", value_parser = samplers())]
+    pub(crate) sampler: SamplerKind,
+    /// Layer of the text encoder, counted from its end: 1 is the last
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) clip_skip: usize,
+    /// One labelled picture over the values of an axis, such as scale=-1,0,0.5,1; twice for columns and rows
+    #[arg(long, value_name = "AXIS=VALUES")]
+    pub(crate) grid: Vec<String>,
+    /// Initial noise instead of a seed: `latents` (n,4,h,w) of variance 1; `noise` (steps,n,4,h,w) for euler-a
+    #[arg(long, value_name = "FILE")]
+    pub(crate) latents: Option<PathBuf>,
+    /// Where the final latents go: `latents` (n,4,h,w), scaled
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_latents: Option<PathBuf>,
+    /// Number type in which the base computes
+    #[arg(long, default_value = "f32", value_parser = dtypes())]
+    pub(crate) dtype: Dtype,
+    /// Where to compute
+    #[arg(long, default_value = "cpu", value_parser = devices())]
+    pub(crate) device: DeviceKind,
+    /// One JSON object on stdout instead of the paths
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The picture, or what its number is added to
+    #[arg(long, value_name = "OUT.png")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    Info(ModelInfoArguments),
+    Convert(ModelConvertArguments),
+}
+
+/// Say what a base is: family, prediction, sizes, number types, parameters, memory for training
+#[derive(Debug, Args)]
+pub(crate) struct ModelInfoArguments {
+    /// `emoji`, a diffusers folder, a checkpoint file or a hub id
+    #[arg(value_name = "BASE")]
+    pub(crate) base: String,
+    /// What the base predicts, where it does not say
+    #[arg(long, value_parser = predictions())]
+    pub(crate) prediction: Option<Prediction>,
+    /// Side in pixels of the pictures to train on [default: what the base was trained on]
+    #[arg(long, value_name = "PX")]
+    pub(crate) size_px: Option<usize>,
+    /// Pictures that go through the network together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) batch_size: usize,
+    /// Rank of the factors
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) rank: usize,
+    /// One JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write a base as a diffusers folder or as one file in the original layout
+#[derive(Debug, Args)]
+pub(crate) struct ModelConvertArguments {
+    /// `emoji`, a diffusers folder, a checkpoint file or a hub id
+    #[arg(value_name = "BASE")]
+    pub(crate) base: String,
+    /// Folder or file that must not exist yet
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Layout of the result
+    #[arg(long, value_parser = layouts())]
+    pub(crate) layout: Layout,
+    /// Number type of the result [default: that of each tensor]
+    #[arg(long, value_parser = dtypes())]
+    pub(crate) dtype: Option<Dtype>,
+    /// What the base predicts, where it does not say
+    #[arg(long, value_parser = predictions())]
+    pub(crate) prediction: Option<Prediction>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,9 +197,8 @@ pub(crate) enum VerifyCommand {
 the last."
 )]
 pub(crate) struct VerifyStepArguments {
-    /// Base model: `emoji` or a folder in the diffusers layout
-    #[arg(long, value_name = "BASE")]
-    pub(crate) base: String,
+    #[command(flatten)]
+    pub(crate) base: BaseArguments,
     /// Factors to start from, kohya keys
     #[arg(long, value_name = "FILE")]
     pub(crate) adapter: PathBuf,
@@ -102,6 +239,34 @@ fn dtypes() -> impl TypedValueParser<Value = Dtype> {
         "f16" => Dtype::F16,
         _ => Dtype::F32,
     })
+}
+
+fn predictions() -> impl TypedValueParser<Value = Prediction> {
+    PossibleValuesParser::new(["epsilon", "v"]).map(|name| match name.as_str() {
+        "v" => Prediction::VPrediction,
+        _ => Prediction::Epsilon,
+    })
+}
+
+fn layouts() -> impl TypedValueParser<Value = Layout> {
+    PossibleValuesParser::new(["diffusers", "single-file"]).map(|name| match name.as_str() {
+        "single-file" => Layout::SingleFile,
+        _ => Layout::Diffusers,
+    })
+}
+
+fn samplers() -> impl TypedValueParser<Value = SamplerKind> {
+    PossibleValuesParser::new(SamplerKind::ALL.map(|(_, name, _)| name))
+        .map(|name| SamplerKind::from_name(&name).unwrap_or_default())
+}
+
+/// `512x384`: width, then height.
+fn size_px(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once(['x', 'X']).and_then(|(width, height)| {
+        let side = |text: &str| text.trim().parse::<usize>().ok().filter(|side| (1..=16384).contains(side));
+        Some((side(width)?, side(height)?))
+    });
+    sides.ok_or_else(|| "write WIDTHxHEIGHT in pixels, such as 512x384".to_owned())
 }
 
 fn devices() -> impl TypedValueParser<Value = DeviceKind> {

@@ -1,6 +1,9 @@
-//! One module per command.
+//! The commands, each as one function from its arguments to its output.
 
 pub(crate) mod base;
 pub(crate) mod doctor;
+pub(crate) mod generate;
+pub(crate) mod model;
+mod summary;
 pub(crate) mod train;
 pub(crate) mod verify;

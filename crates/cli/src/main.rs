@@ -6,13 +6,15 @@ mod args;
 mod commands;
 mod log;
 mod report;
+mod usage;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
 use indicatif::MultiProgress;
 
-use crate::args::{Arguments, Command, VerifyCommand};
+use crate::args::{Arguments, Command, ModelCommand, VerifyCommand};
 use crate::report::{Reporter, exit_code, print_error};
 
 /// candle walks and drops its graph by recursion, a frame or more per operation of the model.
@@ -20,11 +22,13 @@ const STACK_BYTES: usize = 256 << 20;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let worker = std::thread::Builder::new().name("loralei".to_string()).stack_size(STACK_BYTES);
-    let outcome = match worker.spawn(move || run(arguments)) {
-        Ok(handle) => handle.join(),
-        Err(error) => Ok(Err(error.into())),
-    };
+    let pool = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).thread_name(|i| format!("loralei-{i}"));
+    if let Err(error) = pool.build_global() {
+        print_error(&error.into());
+        return ExitCode::FAILURE;
+    }
+    // The command runs on a thread of the pool: one from outside would be put to sleep and woken up for every operation.
+    let outcome = catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| run(arguments))));
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
@@ -42,6 +46,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reporter = Reporter::new(bars);
     match arguments.command {
         Command::Train(train) => commands::train::run(&train, &mut reporter),
+        Command::Generate(generate) => commands::generate::run(&generate, &mut reporter),
+        Command::Model(ModelCommand::Info(info)) => commands::model::info(&info, &mut reporter),
+        Command::Model(ModelCommand::Convert(convert)) => commands::model::convert(&convert, &mut reporter),
         Command::Verify(VerifyCommand::Step(step)) => commands::verify::run(&step, &mut reporter),
         Command::Doctor(doctor) => commands::doctor::run(&doctor),
     }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use loralei_trainer::{Event, StepReport, TrainError};
 
+use crate::usage::UsageError;
+
 /// Time between two lines of progress where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -130,13 +132,30 @@ fn duration(seconds: f64) -> String {
 /// Prints an error with its causes on one line, and the hint on the next.
 pub(crate) fn print_error(error: &anyhow::Error) {
     to_stderr(&format!("{} {}", painted("error:", RED), chain(error)));
-    if let Some(hint) = train_error(error).and_then(TrainError::hint) {
+    if let Some(hint) = hint(error) {
         to_stderr(&format!("{} {hint}", painted("hint:", CYAN)));
     }
 }
 
+/// What the user can do.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    #[cfg(feature = "hub")]
+    if let Some(error) = error.downcast_ref::<loralei_hub::HubError>() {
+        return error.hint();
+    }
+    let usage = error.downcast_ref::<UsageError>().map(|usage| usage.hint().to_owned());
+    usage.or_else(|| train_error(error).and_then(TrainError::hint))
+}
+
 /// 1 internal, 2 usage or configuration, 3 data, 4 model file, 5 non-finite numbers, 6 disk.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    #[cfg(feature = "hub")]
+    if let Some(error) = error.downcast_ref::<loralei_hub::HubError>() {
+        return if error.is_disk() { 6 } else { 4 };
+    }
+    if error.downcast_ref::<UsageError>().is_some() {
+        return 2;
+    }
     train_error(error).map_or(1, TrainError::exit_code)
 }
 

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "full" => Targets::Full,
         pattern => Targets::Patterns(vec![pattern.to_owned()]),
     };
-    let base = Base::open(BaseSource::Folder(folder.into()), DType::F32, &Device::Cpu)?;
+    let base = Base::open(BaseSource::Folder(folder.into()), None, DType::F32, &Device::Cpu)?;
     let rank_1 = |_: &str, shape: LayerShape| {
         let (down, up) = shape.factor_shapes(1);
         FactorValues { down: vec![0.0; down.iter().product()], up: vec![0.0; up.iter().product()], alpha: 1.0, rank: 1 }

@@ -1,9 +1,10 @@
-//! A base checkpoint as a place to load networks from: a diffusers folder, or the same files in memory.
+//! A base checkpoint as a place to load networks from.
 //!
 //! Opening reads only the small files. Each network is loaded when it is wanted and dropped when it is not, because
 //! together they are larger than what training needs at any one time.
 
-use crate::config::{SchedulerConfig, TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::base_files::{BaseFiles, BaseSource};
+use crate::config::{Prediction, SchedulerConfig, TextEncoderConfig, UnetConfig, VaeConfig};
 use crate::error::ModelError;
 use crate::lora::Injection;
 use crate::noise_schedule::NoiseSchedule;
@@ -11,86 +12,11 @@ use crate::text_encoder::TextEncoder;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::unet::Unet;
 use crate::vae::Vae;
+use crate::weight_files::WeightFiles;
 use crate::weights::{Result, Source};
 use candle_core::{DType, Device};
 use loralei_adapter::keys::Component;
-use loralei_adapter::{TensorFile, TensorFiles};
-use std::path::{Path, PathBuf};
-
-/// Where the files of a base are.
-#[derive(Clone, Debug)]
-pub enum BaseSource {
-    /// A diffusers folder.
-    Folder(PathBuf),
-    /// Files in the program: a name for messages, and (path relative to the folder, content) of each.
-    Bundled(&'static str, &'static [(&'static str, &'static [u8])]),
-}
-
-impl BaseSource {
-    fn label(&self, relative: &str) -> String {
-        match self {
-            Self::Folder(folder) => folder.join(relative).display().to_string(),
-            Self::Bundled(name, _) => format!("{name}:{relative}"),
-        }
-    }
-
-    /// What the user called it.
-    pub fn name(&self) -> String {
-        match self {
-            Self::Folder(folder) => folder.display().to_string(),
-            Self::Bundled(name, _) => (*name).to_owned(),
-        }
-    }
-
-    fn missing(&self, relative: &str) -> ModelError {
-        ModelError::MissingFile { path: self.name(), missing: relative.to_owned() }
-    }
-
-    fn exists(&self, relative: &str) -> bool {
-        match self {
-            Self::Folder(folder) => folder.join(relative).exists(),
-            Self::Bundled(_, files) => files.iter().any(|(path, _)| *path == relative),
-        }
-    }
-
-    fn text(&self, relative: &str) -> Result<Option<String>> {
-        if !self.exists(relative) {
-            return Ok(None);
-        }
-        let bytes = match self {
-            Self::Folder(folder) => {
-                let path = folder.join(relative);
-                std::fs::read(&path).map_err(|source| ModelError::Unreadable { path, source })?
-            }
-            Self::Bundled(_, files) => {
-                files.iter().find(|(path, _)| *path == relative).map(|(_, bytes)| bytes.to_vec()).unwrap_or_default()
-            }
-        };
-        let reason = "it is not UTF-8 text".to_owned();
-        String::from_utf8(bytes).map(Some).map_err(|_| ModelError::BadConfig { path: self.label(relative), reason })
-    }
-
-    fn config<T>(&self, relative: &str, parse: impl Fn(&str, &str) -> Result<T>) -> Result<T> {
-        let text = self.text(relative)?.ok_or_else(|| self.missing(relative))?;
-        parse(&text, &self.label(relative))
-    }
-
-    /// The weights in `folder`: `STEM.safetensors`, its sharded index, or their fp16 variants, in this order.
-    fn tensors(&self, folder: &str, stem: &str) -> Result<TensorFiles> {
-        let names = ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"];
-        let candidates = names.map(|ending| format!("{folder}/{stem}.{ending}"));
-        let Some(found) = candidates.iter().find(|path| self.exists(path)) else {
-            return Err(self.missing(&candidates[0]));
-        };
-        match self {
-            Self::Folder(folder) => Ok(TensorFiles::open(&folder.join(found))?),
-            Self::Bundled(_, files) => {
-                let bytes = files.iter().find(|(path, _)| path == found).map(|(_, bytes)| *bytes).unwrap_or_default();
-                Ok(TensorFiles::from(TensorFile::from_bytes(&self.label(found), bytes)?))
-            }
-        }
-    }
-}
+use std::path::PathBuf;
 
 /// The folders of one text encoder.
 struct TextSide {
@@ -102,6 +28,7 @@ struct TextSide {
 /// An opened base.
 pub struct Base {
     source: BaseSource,
+    files: BaseFiles,
     unet: UnetConfig,
     vae: VaeConfig,
     scheduler: SchedulerConfig,
@@ -111,31 +38,32 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens a base and reads its configurations; networks will be loaded as `dtype` on `device`.
+    /// Opens a base and reads its configurations; networks will be loaded as `dtype` on `device`. `prediction` overrides
+    /// what the base says that its U-Net predicts, and answers where it does not say.
     ///
     /// # Errors
-    /// A file that is missing or makes no network.
-    pub fn open(source: BaseSource, dtype: DType, device: &Device) -> Result<Self> {
-        if let BaseSource::Folder(folder) = &source {
-            std::fs::read_dir(folder)
-                .map_err(|error| ModelError::Unreadable { path: folder.clone(), source: error })?;
-        }
+    /// A file that is missing or makes no network, a base of another model.
+    pub fn open(source: BaseSource, prediction: Option<Prediction>, dtype: DType, device: &Device) -> Result<Self> {
+        let files = BaseFiles::open(&source, prediction)?;
         let text = TextSide {
             folder: "text_encoder",
             tokenizer: "tokenizer",
-            config: source.config("text_encoder/config.json", TextEncoderConfig::parse)?,
+            config: files.config("text_encoder/config.json", TextEncoderConfig::parse)?,
         };
-        let unet = source.config("unet/config.json", UnetConfig::parse)?;
+        let unet = files.config("unet/config.json", UnetConfig::parse)?;
         let (width, context) = (text.config.hidden_size, unet.cross_attention_dim.at(0));
         if width != context {
             let reason = format!("cross_attention_dim is {context}, but the text encoder is {width} wide");
-            return Err(ModelError::BadConfig { path: source.label("unet/config.json"), reason });
+            return Err(ModelError::BadConfig { path: files.label("unet/config.json"), reason });
         }
+        let mut scheduler = files.config("scheduler/scheduler_config.json", SchedulerConfig::parse)?;
+        scheduler.prediction_type = prediction.unwrap_or(scheduler.prediction_type);
         Ok(Self {
             unet,
-            vae: source.config("vae/config.json", VaeConfig::parse)?,
-            scheduler: source.config("scheduler/scheduler_config.json", SchedulerConfig::parse)?,
+            vae: files.config("vae/config.json", VaeConfig::parse)?,
+            scheduler,
             text: vec![text],
+            files,
             source,
             dtype,
             device: device.clone(),
@@ -147,15 +75,52 @@ impl Base {
         self.source.name()
     }
 
-    /// The U-Net's weight file on disk; none if it is bundled. Metadata records its hash.
+    /// The file on disk that has the U-Net's weights; none if it is bundled. Metadata records its hash.
     pub fn unet_file(&self) -> Option<PathBuf> {
         match &self.source {
-            BaseSource::Folder(_) => {
-                let tensors = self.source.tensors("unet", "diffusion_pytorch_model").ok()?;
-                Some(Path::to_path_buf(tensors.path()))
-            }
             BaseSource::Bundled(..) => None,
+            BaseSource::File(path) => Some(path.clone()),
+            BaseSource::Folder(_) => Some(self.unet_weights().ok()?.path().to_owned()),
         }
+    }
+
+    /// A small file of the base at its place in a diffusers folder; `None` if it has none. What a single file does not
+    /// have is made from its tensors.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn text_file(&self, relative: &str) -> Result<Option<String>> {
+        self.files.text(relative)
+    }
+
+    /// The U-Net's tensors.
+    ///
+    /// # Errors
+    /// Weight files that are missing or damaged.
+    pub fn unet_weights(&self) -> Result<WeightFiles> {
+        self.files.unet(&self.unet)
+    }
+
+    /// The autoencoder's tensors.
+    ///
+    /// # Errors
+    /// As [`Base::unet_weights`].
+    pub fn vae_weights(&self) -> Result<WeightFiles> {
+        self.files.vae(&self.vae)
+    }
+
+    /// The tensors of text encoder `index`, named from below `text_model.` on.
+    ///
+    /// # Errors
+    /// As [`Base::unet_weights`].
+    pub fn text_encoder_weights(&self, index: usize) -> Result<WeightFiles> {
+        let side = &self.text[index];
+        self.files.text_encoder(side.folder, &side.config)
+    }
+
+    /// `text_encoder/config.json` of text encoder `index`.
+    pub fn text_encoder_config(&self, index: usize) -> &TextEncoderConfig {
+        &self.text[index].config
     }
 
     /// `unet/config.json`.
@@ -194,6 +159,11 @@ impl Base {
         (0..count).filter_map(|i| Component::text_encoder(i, count)).map(Component::prefix).collect()
     }
 
+    /// Side in pixels of the pictures that the base was trained on, as far as its configuration says: 512 otherwise.
+    pub fn native_size_px(&self) -> usize {
+        self.unet.sample_size.as_ref().map_or(512, |size| size.at(0) * self.vae.downsampling())
+    }
+
     /// Refuses a picture size that the networks cannot halve often enough.
     ///
     /// # Errors
@@ -212,7 +182,7 @@ impl Base {
     /// # Errors
     /// A weight file that does not fit its configuration.
     pub fn load_unet(&self, injection: Option<&Injection>) -> Result<Unet> {
-        let files = self.source.tensors("unet", "diffusion_pytorch_model")?;
+        let files = self.unet_weights()?;
         let source = Source::new(&files, self.dtype, &self.device, injection);
         let unet = Unet::new(&source.root(), &self.unet)?;
         source.finish(|_| false)?;
@@ -224,7 +194,7 @@ impl Base {
     /// # Errors
     /// A weight file that does not fit its configuration.
     pub fn load_vae(&self) -> Result<Vae> {
-        let files = self.source.tensors("vae", "diffusion_pytorch_model")?;
+        let files = self.vae_weights()?;
         let source = Source::new(&files, DType::F32, &self.device, None);
         let vae = Vae::new(&source.root(), &self.vae)?;
         source.finish(|_| false)?;
@@ -241,29 +211,27 @@ impl Base {
     /// # Errors
     /// A weight file that does not fit its configuration.
     pub fn load_text_encoder(&self, index: usize, injection: Option<&Injection>) -> Result<TextEncoder> {
-        let side = &self.text[index];
-        let files = self.source.tensors(side.folder, "model")?;
-        let prefix = if files.names().any(|name| name.starts_with("text_model.")) { "text_model." } else { "" };
-        let source = Source::new(&files, self.dtype, &self.device, injection).with_prefix(prefix);
-        let encoder = TextEncoder::new(&source.root(), &side.config)?;
+        let files = self.text_encoder_weights(index)?;
+        let source = Source::new(&files, self.dtype, &self.device, injection);
+        let encoder = TextEncoder::new(&source.root(), &self.text[index].config)?;
         source.finish(|name| name.ends_with("position_ids"))?;
         Ok(encoder)
+    }
+
+    /// The files of the tokenizer of text encoder `index`: the base's own, or CLIP's vocabulary for a single file.
+    ///
+    /// # Errors
+    /// Files that cannot be read; a single file that needs another vocabulary than CLIP's.
+    pub fn tokenizer_files(&self, index: usize) -> Result<TokenizerFiles> {
+        let side = &self.text[index];
+        self.files.tokenizer(side.tokenizer, side.config.vocab_size)
     }
 
     /// The tokenizer of text encoder `index`.
     ///
     /// # Errors
-    /// Files that make no tokenizer.
+    /// As [`Base::tokenizer_files`], and files that make no tokenizer.
     pub fn tokenizer(&self, index: usize) -> Result<Tokenizer> {
-        let side = &self.text[index];
-        let text = |name: &str| self.source.text(&format!("{}/{name}", side.tokenizer));
-        let files = TokenizerFiles {
-            path: self.source.label(side.tokenizer),
-            tokenizer_json: text("tokenizer.json")?,
-            vocab: text("vocab.json")?,
-            merges: text("merges.txt")?,
-            config: text("tokenizer_config.json")?,
-        };
-        Tokenizer::new(&files, side.config.max_position_embeddings)
+        Tokenizer::new(&self.tokenizer_files(index)?, self.text[index].config.max_position_embeddings)
     }
 }

@@ -10,16 +10,17 @@ use crate::weights::Result;
 use candle_core::{Device, Tensor};
 
 /// One text encoder with its tokenizer.
-pub struct TextStage {
+#[derive(Clone, Copy)]
+pub struct TextStage<'a> {
     /// Cuts text into tokens.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: &'a Tokenizer,
     /// Makes vectors of them.
-    pub encoder: TextEncoder,
+    pub encoder: &'a TextEncoder,
 }
 
 /// All text encoders of a base, and how their output is taken.
 pub struct Conditioner<'a> {
-    stages: &'a [TextStage],
+    stages: Vec<TextStage<'a>>,
     clip_skip: usize,
 }
 
@@ -40,7 +41,7 @@ impl<'a> Conditioner<'a> {
     ///
     /// # Errors
     /// [`ModelError::ClipSkip`] if there are not that many layers.
-    pub fn new(stages: &'a [TextStage], clip_skip: usize) -> Result<Self> {
+    pub fn new(stages: Vec<TextStage<'a>>, clip_skip: usize) -> Result<Self> {
         let num_layers = stages.iter().map(|stage| stage.encoder.num_layers()).min().unwrap_or(1);
         if clip_skip == 0 || clip_skip > num_layers {
             return Err(ModelError::ClipSkip { clip_skip, num_layers });
@@ -54,8 +55,8 @@ impl<'a> Conditioner<'a> {
     /// Text that the tokenizer cannot encode.
     pub fn encode(&self, prompt: &str, negative: &str) -> Result<EncodedPrompts> {
         let (mut of_prompt, mut of_negative) = (Vec::new(), Vec::new());
-        for stage in self.stages {
-            let (mut wanted, mut unwanted) = (chunks(&stage.tokenizer, prompt)?, chunks(&stage.tokenizer, negative)?);
+        for stage in &self.stages {
+            let (mut wanted, mut unwanted) = (chunks(stage.tokenizer, prompt)?, chunks(stage.tokenizer, negative)?);
             let num_chunks = wanted.len().max(unwanted.len());
             wanted.resize(num_chunks, Vec::new());
             unwanted.resize(num_chunks, Vec::new());

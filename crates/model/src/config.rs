@@ -78,6 +78,8 @@ pub struct UnetConfig {
     pub mid_block_scale_factor: f64,
     /// Padding of the down-sampling convolutions.
     pub downsample_padding: usize,
+    /// Side of the latents that it was trained on.
+    pub sample_size: Option<PerLevel>,
 }
 
 impl Default for UnetConfig {
@@ -106,6 +108,7 @@ impl Default for UnetConfig {
             time_embedding_dim: None,
             mid_block_scale_factor: 1.0,
             downsample_padding: 1,
+            sample_size: None,
         }
     }
 }

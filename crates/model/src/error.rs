@@ -32,6 +32,34 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// A base that is not on this machine.
+    #[error("there is no file or folder `{name}`")]
+    NoSuchBase {
+        /// What the user called it.
+        name: String,
+    },
+    /// A file or folder of another model.
+    #[error("`{path}` is {found}")]
+    Foreign {
+        /// The file or folder.
+        path: String,
+        /// What it is.
+        found: ForeignModel,
+    },
+    /// A checkpoint that lacks a network.
+    #[error("`{path}` has no {part}: it is only a part of a model")]
+    MissingPart {
+        /// The file.
+        path: String,
+        /// "U-Net", "text encoder" or "autoencoder (VAE)".
+        part: &'static str,
+    },
+    /// A checkpoint of SD 2.x that does not tell what it predicts.
+    #[error("`{path}` is an SD 2.x checkpoint that does not say whether it predicts noise or velocity")]
+    UnknownPrediction {
+        /// The file.
+        path: String,
+    },
     /// A setting of the base that this program does not know how to honour.
     #[error("`{path}` has `{key}` = {value}, which is not supported")]
     Unsupported {
@@ -120,12 +148,70 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// A picture that came out as no numbers.
+    #[error("the picture with seed {seed} is not a number")]
+    NonFinitePicture {
+        /// Its seed.
+        seed: u64,
+    },
+    /// A file or folder that is already there.
+    #[error("`{path}` is already there")]
+    Exists {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A tensor file that could not be read.
     #[error(transparent)]
     File(#[from] AdapterError),
     /// An operation on tensors failed: shapes that do not fit, or no memory.
     #[error("a tensor operation failed: {}", first_line(.0))]
     Tensor(#[from] candle_core::Error),
+}
+
+/// Models that people take for a base of Stable Diffusion 1.x or 2.x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum ForeignModel {
+    Sdxl,
+    Sd3,
+    Flux,
+    Inpainting,
+    /// A U-Net that takes that many channels.
+    OtherInputs(usize),
+    Adapter,
+    OtherPipeline,
+}
+
+impl ForeignModel {
+    /// What a pipeline class of diffusers is, if not Stable Diffusion 1.x or 2.x.
+    pub(crate) fn of_pipeline(class: &str) -> Option<Self> {
+        let is = |part: &str| class.contains(part);
+        match class {
+            _ if is("StableDiffusionXL") => Some(Self::Sdxl),
+            _ if is("StableDiffusion3") => Some(Self::Sd3),
+            _ if is("Flux") => Some(Self::Flux),
+            _ if is("Inpaint") => Some(Self::Inpainting),
+            _ if is("StableDiffusion") => None,
+            _ => Some(Self::OtherPipeline),
+        }
+    }
+}
+
+impl std::fmt::Display for ForeignModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sdxl => f.write_str("an SDXL model, which is not supported yet"),
+            Self::Sd3 => f.write_str("a Stable Diffusion 3 model, which is not supported"),
+            Self::Flux => f.write_str("a Flux model, which is not supported"),
+            Self::Inpainting => f.write_str("an inpainting model, whose U-Net takes a mask besides the latents"),
+            Self::OtherInputs(channels) => {
+                write!(f, "a model whose U-Net takes {channels} channels, not the 4 of latents alone")
+            }
+            Self::Adapter => f.write_str("an adapter, not a base model"),
+            Self::OtherPipeline => f.write_str("a pipeline of another kind than Stable Diffusion"),
+        }
+    }
 }
 
 /// candle appends a backtrace when one is asked for; users read one line.
@@ -138,7 +224,24 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::MissingFile { .. } => {
-                "a base is a diffusers folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/, or `emoji`"
+                "a base is a diffusers folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/, a checkpoint \
+                 file, or `emoji`"
+                    .into()
+            }
+            Self::NoSuchBase { .. } => {
+                "check the path; an id of the Hugging Face hub needs a program built with `--features hub`".into()
+            }
+            Self::Foreign { found: ForeignModel::Adapter, .. } => {
+                "give the base with --base, and the adapter with --adapter".into()
+            }
+            Self::Foreign { found: ForeignModel::Inpainting | ForeignModel::OtherInputs(_), .. } => {
+                "use the ordinary model that it was made from".into()
+            }
+            Self::Foreign { .. } => "only Stable Diffusion 1.x and 2.x bases can be used".into(),
+            Self::MissingPart { .. } => "get the whole checkpoint, or a diffusers folder".into(),
+            Self::UnknownPrediction { .. } => {
+                "say `--prediction v` for models of 768 px (their names often end in -v), `--prediction epsilon` for \
+                 those of 512 px"
                     .into()
             }
             Self::Unreadable { .. } => "check that the file exists and may be read".into(),
@@ -159,6 +262,8 @@ impl ModelError {
                 let near = |size: &usize| ((size + multiple_px / 2) / multiple_px).max(1) * multiple_px;
                 format!("the nearest size that fits is {}x{}", near(width_px), near(height_px))
             }
+            Self::NonFinitePicture { .. } => "compute in f32, and try without adapters or with smaller scales".into(),
+            Self::Exists { .. } => "remove it, or write elsewhere".into(),
             Self::ClipSkip { .. } => "1 takes the last layer, 2 the one before".into(),
             Self::BadTokenizer { .. } => "a base needs tokenizer/tokenizer.json, or vocab.json and merges.txt".into(),
             Self::File(error) => return error.hint(),

@@ -13,7 +13,7 @@
 //! use loralei_model::{AdapterSet, Base, BaseSource, Checkpointing, Conditioning, FactorValues, Injection, Targets};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let base = Base::open(BaseSource::Folder("models/sd15".into()), DType::F32, &Device::Cpu)?;
+//! let base = Base::open(BaseSource::Folder("models/sd15".into()), None, DType::F32, &Device::Cpu)?;
 //! let injection = Injection::new(base.unet_prefix(), Targets::Attention, Box::new(|_, shape| {
 //!     let (down, up) = shape.factor_shapes(4);
 //!     let len = |shape: Vec<usize>| shape.iter().product();
@@ -35,33 +35,44 @@
 //! ```
 
 mod base;
+mod base_description;
+mod base_files;
+mod clip_vocabulary;
 mod conditioner;
 mod config;
+mod conversion;
 mod drawing;
 mod error;
+mod generator;
 mod layers;
 mod lora;
 mod noise_schedule;
 pub mod ops;
+mod original_layout;
 mod prompt;
 mod random;
 mod resnet;
 mod sampler;
+mod single_file;
+mod single_file_config;
 mod text_encoder;
 mod time_embedding;
 mod tokenizer;
 mod transformer;
 mod unet;
 mod vae;
+mod weight_files;
 mod weights;
 
-pub use base::{Base, BaseSource};
+pub use base::Base;
+pub use base_description::{BaseDescription, PartDescription, TrainingSize};
+pub use base_files::BaseSource;
 pub use conditioner::{Conditioner, EncodedPrompts, TextStage};
-pub use config::{
-    PerLevel, Prediction, SchedulerConfig, TextEncoderConfig, TimestepSpacing, UnetConfig, VaeConfig,
-};
+pub use config::{PerLevel, Prediction, SchedulerConfig, TextEncoderConfig, TimestepSpacing, UnetConfig, VaeConfig};
+pub use conversion::{Layout, convert};
 pub use drawing::{DrawingSettings, NoiseSource, draw_latents};
-pub use error::ModelError;
+pub use error::{ForeignModel, ModelError};
+pub use generator::{AdapterUse, ImageSide, TextSide};
 pub use lora::{AdapterSet, FactorValues, Initialize, Injection, LayerShape, LoraFactors, Targets, without_factors};
 pub use noise_schedule::NoiseSchedule;
 pub use prompt::{PromptPart, WeightedText, parse_prompt};
@@ -71,4 +82,5 @@ pub use text_encoder::TextEncoder;
 pub use tokenizer::{Tokenizer, TokenizerFiles, Tokens};
 pub use unet::{Checkpointing, Conditioning, Unet};
 pub use vae::{Posterior, Vae};
+pub use weight_files::WeightFiles;
 pub use weights::{Result, Source, Weights};

@@ -8,11 +8,12 @@ use crate::error::ModelError;
 use crate::ops::{Segment, is_recording, turned_off};
 use crate::weights::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use loralei_adapter::keys::{Leaf, kohya_key, kohya_module};
 use loralei_adapter::{Adapter, Array, LoraModule};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 thread_local! {
@@ -26,7 +27,7 @@ pub fn without_factors<R>(f: impl FnOnce() -> R) -> R {
 
 /// The factors that a layer is to add now, if it has some and they are not turned off.
 pub(crate) fn active(factors: Option<&Arc<LoraFactors>>) -> Option<&Arc<LoraFactors>> {
-    factors.filter(|_| FACTORS_ARE_ON.get())
+    factors.filter(|factors| FACTORS_ARE_ON.get() && factors.strength() != 0.0)
 }
 
 /// The low-rank factors of one layer.
@@ -35,6 +36,8 @@ pub struct LoraFactors {
     down: Var, // A: (r, in) or (r, in, kh, kw)
     up: Var,   // B: (out, r) or (out, r, 1, 1)
     alpha: f32,
+    /// Bits of an f32 that multiplies what the factors add.
+    strength: AtomicU32,
     /// Gradients that a recomputed segment has already taken.
     kept: Mutex<Option<(Tensor, Tensor)>>,
 }
@@ -45,9 +48,13 @@ impl LoraFactors {
         &self.module
     }
 
-    /// alpha / r.
+    /// alpha / r, times the strength.
     pub fn scale(&self) -> f64 {
-        f64::from(self.alpha) / self.rank() as f64
+        f64::from(self.alpha) / self.rank() as f64 * f64::from(self.strength())
+    }
+
+    fn strength(&self) -> f32 {
+        f32::from_bits(self.strength.load(Ordering::Relaxed))
     }
 
     /// r.
@@ -214,8 +221,14 @@ pub struct FactorValues {
 pub type Initialize<'a> = Box<dyn Fn(&str, LayerShape) -> FactorValues + 'a>;
 
 enum Wanted {
-    Targets { targets: Targets, initialize: Initialize<'static>, matched: RefCell<BTreeSet<usize>> },
+    Targets {
+        targets: Targets,
+        initialize: Initialize<'static>,
+        matched: RefCell<BTreeSet<usize>>,
+    },
     Adapter(BTreeMap<String, LoraModule>),
+    /// Modules that become part of the weights, and the paths where they did.
+    Merged(BTreeMap<String, LoraModule>, RefCell<BTreeSet<String>>),
 }
 
 /// The factors of one component of the network, made while it is built.
@@ -236,9 +249,25 @@ impl Injection {
 
     /// The factors of an adapter: its modules that carry the component's `prefix`.
     pub fn from_adapter(prefix: &str, adapter: &Adapter) -> Self {
-        let modules = adapter.modules.iter().filter(|(name, _)| name.starts_with(prefix));
-        let wanted = Wanted::Adapter(modules.map(|(name, module)| (name.clone(), module.clone())).collect());
+        let wanted = Wanted::Adapter(modules_of(prefix, adapter));
         Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
+    }
+
+    /// The same modules added to the weights while these are loaded: nothing is left to turn off or to learn.
+    pub fn merging(prefix: &str, adapter: &Adapter) -> Self {
+        let wanted = Wanted::Merged(modules_of(prefix, adapter), RefCell::default());
+        Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
+    }
+
+    /// `weight` (out, in, ..) of the layer at `path` with the merged adapter's part added in f32.
+    pub(crate) fn merge(&self, path: &str, shape: LayerShape, weight: Tensor) -> Result<Tensor> {
+        let Wanted::Merged(modules, merged) = &self.wanted else { return Ok(weight) };
+        let module = kohya_module(&self.prefix, path);
+        let Some(found) = modules.get(&module) else { return Ok(weight) };
+        check_shape(found, shape, &module)?;
+        let delta = Tensor::from_vec(found.delta().data, weight.shape(), weight.device())?;
+        merged.borrow_mut().insert(module);
+        Ok((weight.to_dtype(DType::F32)? + delta)?.to_dtype(weight.dtype())?)
     }
 
     /// The factors for the layer at `path`, if it is to have some.
@@ -257,14 +286,11 @@ impl Injection {
             Wanted::Adapter(modules) => {
                 let Some(found) = modules.get(&module) else { return Ok(None) };
                 let rank = found.rank();
-                let (down_shape, up_shape) = shape.factor_shapes(rank);
-                let fits = |array: &Array, shape: &[usize]| array.data.len() == shape.iter().product::<usize>();
-                if !fits(&found.down, &down_shape) || !fits(&found.up, &up_shape) {
-                    return Err(ModelError::ForeignAdapter { key: module });
-                }
+                check_shape(found, shape, &module)?;
                 let (down, up) = (found.down.data.clone(), found.up.data.clone());
                 FactorValues { down, up, alpha: found.alpha.unwrap_or(rank as f32), rank }
             }
+            Wanted::Merged(..) => return Ok(None),
         };
         let (down_shape, up_shape) = shape.factor_shapes(values.rank);
         let var = |values, shape: Vec<usize>| Var::from_tensor(&Tensor::from_vec(values, shape, device)?);
@@ -273,6 +299,7 @@ impl Injection {
             down: var(values.down, down_shape)?,
             up: var(values.up, up_shape)?,
             alpha: values.alpha,
+            strength: AtomicU32::new(1f32.to_bits()),
             kept: Mutex::default(),
         });
         self.made.borrow_mut().insert(path.to_owned(), factors.clone());
@@ -309,9 +336,28 @@ impl Injection {
                     return Err(ModelError::ForeignAdapter { key });
                 }
             }
+            Wanted::Merged(modules, merged) => {
+                if let Some(key) = modules.into_keys().find(|name| !merged.borrow().contains(name)) {
+                    return Err(ModelError::ForeignAdapter { key });
+                }
+            }
         }
         Ok(made)
     }
+}
+
+fn modules_of(prefix: &str, adapter: &Adapter) -> BTreeMap<String, LoraModule> {
+    let modules = adapter.modules.iter().filter(|(name, _)| name.starts_with(prefix));
+    modules.map(|(name, module)| (name.clone(), module.clone())).collect()
+}
+
+fn check_shape(module: &LoraModule, shape: LayerShape, name: &str) -> Result<()> {
+    let (down, up) = shape.factor_shapes(module.rank());
+    let fits = |array: &Array, shape: &[usize]| array.data.len() == shape.iter().product::<usize>();
+    if fits(&module.down, &down) && fits(&module.up, &up) {
+        return Ok(());
+    }
+    Err(ModelError::ForeignAdapter { key: name.to_owned() })
 }
 
 /// All factors of a run, by kohya's names: what the optimizer moves and the file holds.
@@ -339,6 +385,11 @@ impl AdapterSet {
     /// Whether there are factors for kohya's `module`.
     pub fn contains(&self, module: &str) -> bool {
         self.factors.contains_key(module)
+    }
+
+    /// Multiplies what every factor adds: 1 as trained, 0 nothing, negative pushes the other way.
+    pub fn set_strength(&self, strength: f32) {
+        self.factors.values().for_each(|f| f.strength.store(strength.to_bits(), Ordering::Relaxed));
     }
 
     /// Every factor under its key in the file, as `MODULE.lora_down.weight`.

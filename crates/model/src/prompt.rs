@@ -54,7 +54,9 @@ impl Parser {
                 ')' if self.is_open('(') => self.close_last(),
                 ']' if self.is_open('[') => self.close_last(),
                 ':' if self.is_open('(') && explicit_weight(rest).is_some() => {
-                    if let (Some((weight, length)), Some((_, start))) = (explicit_weight(rest), self.open.last().copied()) {
+                    if let (Some((weight, length)), Some((_, start))) =
+                        (explicit_weight(rest), self.open.last().copied())
+                    {
                         self.close(start, weight);
                         taken = length;
                     }

@@ -78,6 +78,13 @@ impl Tokenizer {
         Ok(Self { inner, start, end, pad, positions: positions.max(2) })
     }
 
+    /// Whether both give every text the same ids, as far as their vocabularies, merges and marks tell.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        // A byte-pair vocabulary lists what its merges make, in their order.
+        let marks = |this: &Self| (this.start, this.end, this.pad, this.positions);
+        marks(self) == marks(other) && self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
     /// The text as ids, cut to what fits.
     ///
     /// # Errors

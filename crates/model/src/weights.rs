@@ -8,8 +8,8 @@ use crate::error::ModelError;
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use crate::lora::{Injection, LayerShape, LoraFactors};
 use crate::ops::ConvGeometry;
+use crate::weight_files::WeightFiles;
 use candle_core::{DType, Device, Tensor};
-use loralei_adapter::TensorFiles;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,9 +26,7 @@ pub struct Weights<'a> {
 
 /// What all places of one file share.
 pub struct Source<'a> {
-    files: &'a TensorFiles,
-    /// A leading part of all names that the paths of modules do not have, as `text_model.`.
-    prefix: String,
+    files: &'a WeightFiles,
     dtype: DType,
     device: Device,
     asked: RefCell<BTreeSet<String>>,
@@ -37,15 +35,8 @@ pub struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// Tensors of `files` as `dtype` on `device`, with factors where `injection` says.
-    pub fn new(files: &'a TensorFiles, dtype: DType, device: &Device, injection: Option<&'a Injection>) -> Self {
-        Self { files, prefix: String::new(), dtype, device: device.clone(), asked: RefCell::default(), injection }
-    }
-
-    /// The same with a prefix that stands before all names in the file.
-    #[must_use]
-    pub fn with_prefix(mut self, prefix: &str) -> Self {
-        prefix.clone_into(&mut self.prefix);
-        self
+    pub fn new(files: &'a WeightFiles, dtype: DType, device: &Device, injection: Option<&'a Injection>) -> Self {
+        Self { files, dtype, device: device.clone(), asked: RefCell::default(), injection }
     }
 
     /// The root of the network.
@@ -79,7 +70,7 @@ impl Weights<'_> {
         Self { source: self.source, path }
     }
 
-    /// The path of this module, as in the file but for the common prefix.
+    /// The path of this module, as diffusers names it.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -91,7 +82,7 @@ impl Weights<'_> {
 
     fn key(&self, name: &str) -> String {
         let dot = if self.path.is_empty() { "" } else { "." };
-        format!("{}{}{dot}{name}", self.source.prefix, self.path)
+        format!("{}{dot}{name}", self.path)
     }
 
     /// The tensor `name` of this module, which must have `shape`, or the same with two trailing ones (1x1 kernels that
@@ -103,7 +94,7 @@ impl Weights<'_> {
         let (key, files) = (self.key(name), self.source.files);
         let file = || files.path().display().to_string();
         let Some(info) = files.info(&key) else { return Err(ModelError::MissingTensor { file: file(), key }) };
-        let found = info.shape.clone();
+        let found = info.shape;
         let squeezed = |shape: &[usize]| match shape {
             [a, b, 1, 1] => vec![*a, *b],
             other => other.to_vec(),
@@ -134,6 +125,14 @@ impl Weights<'_> {
         }
     }
 
+    /// The weight with what an adapter that is to be merged adds to it.
+    fn merged(&self, weight: Tensor, shape: LayerShape) -> Result<Tensor> {
+        match self.source.injection {
+            Some(injection) => injection.merge(&self.path, shape, weight),
+            None => Ok(weight),
+        }
+    }
+
     /// All factors made so far at or below this module.
     pub fn factors_below(&self) -> Vec<Arc<LoraFactors>> {
         self.source.injection.map(|injection| injection.below(&self.path)).unwrap_or_default()
@@ -144,10 +143,11 @@ impl Weights<'_> {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn linear(&self, num_in: usize, num_out: usize, bias: bool) -> Result<Linear> {
+        let shape = LayerShape::Linear { num_in, num_out };
         Ok(Linear {
-            weight: self.tensor("weight", &[num_out, num_in])?,
+            weight: self.merged(self.tensor("weight", &[num_out, num_in])?, shape)?,
             bias: self.bias(num_out, bias)?,
-            lora: self.factors(LayerShape::Linear { num_in, num_out })?,
+            lora: self.factors(shape)?,
         })
     }
 
@@ -156,12 +156,13 @@ impl Weights<'_> {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn conv2d(&self, num_in: usize, num_out: usize, kernel: usize, geometry: ConvGeometry) -> Result<Conv2d> {
-        let weight = self.tensor("weight", &[num_out, num_in, kernel, kernel])?;
+        let shape = LayerShape::Conv2d { num_in, num_out, kernel };
+        let weight = self.merged(self.tensor("weight", &[num_out, num_in, kernel, kernel])?, shape)?;
         Ok(Conv2d {
             weight: weight.permute((0, 2, 3, 1))?.contiguous()?,
             bias: self.bias(num_out, true)?,
             geometry,
-            lora: self.factors(LayerShape::Conv2d { num_in, num_out, kernel })?,
+            lora: self.factors(shape)?,
         })
     }
 

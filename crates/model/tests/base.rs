@@ -49,7 +49,7 @@ fn write<'a>(path: &Path, tensors: impl Iterator<Item = (&'a String, &'a (Vec<us
 }
 
 fn open(folder: &Path, dtype: DType) -> Base {
-    Base::open(BaseSource::Folder(folder.to_owned()), dtype, &Device::Cpu).unwrap()
+    Base::open(BaseSource::at_path(folder), None, dtype, &Device::Cpu).unwrap()
 }
 
 /// Numbers without a pattern, the same in every run.

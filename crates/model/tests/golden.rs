@@ -14,7 +14,7 @@ fn case(name: &str) -> PathBuf {
 }
 
 fn open(name: &str) -> (Base, TensorFile) {
-    let base = Base::open(BaseSource::Folder(case(name).join("base")), DType::F32, &Device::Cpu).unwrap();
+    let base = Base::open(BaseSource::Folder(case(name).join("base")), None, DType::F32, &Device::Cpu).unwrap();
     (base, TensorFile::open(&case(name).join("parts.safetensors")).unwrap())
 }
 

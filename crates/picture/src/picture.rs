@@ -34,14 +34,15 @@ impl Picture {
         Ok(Self { width_px, height_px, rgb })
     }
 
-    /// The picture that a model's `data`, (h, w, 3) row-major in [-1, 1], stand for; `size_px` is (h, w).
+    /// The picture that a model's `data`, (h, w, 3) row-major in [-1, 1], stand for; `size_px` is (width,
+    /// height).
     ///
     /// As diffusers does it: x / 2 + 0.5, cut to [0, 1], times 255, rounded (halves to the even neighbour).
     ///
     /// # Errors
     /// As [`Picture::from_rgb`]; and if a value is not a number, which has no colour.
     pub fn from_unit(data: &[f32], size_px: (u32, u32)) -> Result<Self, PictureError> {
-        let (height_px, width_px) = size_px;
+        let (width_px, height_px) = size_px;
         if let Some(at) = data.iter().position(|value| value.is_nan()) {
             let row_values = (width_px as usize * 3).max(1);
             return Err(PictureError::NotANumber { x: at % row_values / 3, y: at / row_values });

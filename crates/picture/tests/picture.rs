@@ -28,7 +28,7 @@ fn unit_values_are_rounded_as_diffusers_does() {
         f32::NEG_INFINITY,
         0.999,
     ];
-    let picture = Picture::from_unit(&data, (2, 3)).unwrap();
+    let picture = Picture::from_unit(&data, (3, 2)).unwrap();
     assert_eq!((picture.width_px(), picture.height_px()), (3, 2));
     assert_eq!(picture.rgb(), [0, 255, 128, 0, 255, 191, 64, 140, 115, 128, 170, 0, 254, 217, 38, 255, 0, 255]);
     assert_eq!(picture.pixel(2, 1), Some([255, 0, 255]));
@@ -39,7 +39,7 @@ fn unit_values_are_rounded_as_diffusers_does() {
 fn a_value_that_is_no_number_is_an_error_with_its_place() {
     let mut data = vec![0.25; 2 * 3 * 3];
     data[3 * 3 + 2 * 3 + 1] = f32::NAN;
-    let error = Picture::from_unit(&data, (2, 3)).unwrap_err();
+    let error = Picture::from_unit(&data, (3, 2)).unwrap_err();
     assert!(matches!(error, PictureError::NotANumber { x: 2, y: 1 }), "{error}");
     assert!(error.hint().unwrap().contains("f32"));
     assert!(Picture::from_unit(&[f32::NAN], (0, 0)).is_err());

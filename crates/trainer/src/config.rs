@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use candle_core::DType;
+use loralei_model::{Prediction, SamplerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// All settings of a training run.
@@ -28,6 +29,8 @@ pub struct TrainConfig {
     pub train: StepsConfig,
     /// What must stay as it was.
     pub prior: PriorConfig,
+    /// Pictures before and after.
+    pub samples: SamplesConfig,
     /// The files of the run.
     pub output: OutputConfig,
 }
@@ -36,9 +39,12 @@ pub struct TrainConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// `emoji`, the small model inside the program, or a folder in the diffusers layout (with `unet/`, `vae/`,
-    /// `text_encoder/`, `tokenizer/`, `scheduler/`).
+    /// `emoji`, the small model inside the program; a folder in the diffusers layout (with `unet/`, `vae/`,
+    /// `text_encoder/`, `tokenizer/`, `scheduler/`); a checkpoint file (`.safetensors` or `.ckpt`); or the id of a model
+    /// on the Hugging Face hub, such as `owner/name`.
     pub base: String,
+    /// What the base predicts, `epsilon` (noise) or `v` (velocity), where the base does not say it, or says it wrongly.
+    pub prediction: Option<PredictionKind>,
     /// Number type in which the base computes: `f32`, `bf16` or `f16`. The factors are always trained in f32.
     pub dtype: Dtype,
     /// Where the run computes: `cpu`.
@@ -175,6 +181,26 @@ pub struct PriorConfig {
     pub captions: Option<PathBuf>,
 }
 
+/// `[samples]`: pictures of the same prompts and seeds, drawn by the base before the training and with the adapter after
+/// it, side by side in `before-after.png`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplesConfig {
+    /// What to draw, as `loralei generate --prompt` takes it: some prompts with the trigger, and some without that must
+    /// stay as they were. None: no pictures.
+    pub prompts: Vec<String>,
+    /// What no picture is to show.
+    pub negative: String,
+    /// Seed of the first picture; each next one has the next number.
+    pub seed: u64,
+    /// Steps of the sampler.
+    pub steps: usize,
+    /// How strictly a picture follows its prompt; 1 or less: as the base would draw without guidance.
+    pub guidance_scale: f64,
+    /// `ddim`, `euler-a`, `dpmpp-2m` or `unipc`.
+    pub sampler: SamplerName,
+}
+
 /// `[output]`: the files of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -189,7 +215,7 @@ pub struct OutputConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { base: "emoji".to_string(), dtype: Dtype::F32, device: DeviceKind::Cpu }
+        Self { base: "emoji".to_string(), prediction: None, dtype: Dtype::F32, device: DeviceKind::Cpu }
     }
 }
 
@@ -241,6 +267,19 @@ impl Default for PriorConfig {
     }
 }
 
+impl Default for SamplesConfig {
+    fn default() -> Self {
+        Self {
+            prompts: Vec::new(),
+            negative: String::new(),
+            seed: 0,
+            steps: 25,
+            guidance_scale: 7.5,
+            sampler: SamplerName(SamplerKind::Ddim),
+        }
+    }
+}
+
 impl Default for OutputConfig {
     fn default() -> Self {
         Self { folder: None, name: None, precision: Dtype::F16 }
@@ -265,6 +304,25 @@ impl From<Dtype> for DType {
             Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::BF16,
             Dtype::F16 => DType::F16,
+        }
+    }
+}
+
+/// What a base predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PredictionKind {
+    /// The noise.
+    Epsilon,
+    /// The velocity.
+    V,
+}
+
+impl From<PredictionKind> for Prediction {
+    fn from(kind: PredictionKind) -> Self {
+        match kind {
+            PredictionKind::Epsilon => Prediction::Epsilon,
+            PredictionKind::V => Prediction::VPrediction,
         }
     }
 }
@@ -308,6 +366,24 @@ pub enum Checkpointing {
     None,
     /// The inputs of blocks; what is inside is computed again.
     Block,
+}
+
+/// A sampler by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SamplerName(pub SamplerKind);
+
+impl Serialize for SamplerName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for SamplerName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let unknown = || de::Error::invalid_value(de::Unexpected::Str(&name), &"ddim, euler-a, dpmpp-2m or unipc");
+        SamplerKind::from_name(&name).map(Self).ok_or_else(unknown)
+    }
 }
 
 /// Which layers of a component get factors. In TOML the name of a set or a list of patterns.

@@ -1,9 +1,10 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 41] = [
+pub(crate) const KEYS: [&str; 48] = [
     "preset",
     "model.base",
+    "model.prediction",
     "model.dtype",
     "model.device",
     "data.images",
@@ -40,6 +41,12 @@ pub(crate) const KEYS: [&str; 41] = [
     "prior.weight",
     "prior.every_steps",
     "prior.captions",
+    "samples.prompts",
+    "samples.negative",
+    "samples.seed",
+    "samples.steps",
+    "samples.guidance_scale",
+    "samples.sampler",
     "output.folder",
     "output.name",
     "output.precision",

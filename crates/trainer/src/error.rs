@@ -132,6 +132,9 @@ pub enum TrainError {
     /// The base cannot be used.
     #[error(transparent)]
     Model(#[from] loralei_model::ModelError),
+    /// Pictures that cannot be made into a file.
+    #[error(transparent)]
+    Picture(#[from] loralei_picture::PictureError),
     /// An adapter or another tensor file cannot be read or written.
     #[error(transparent)]
     Adapter(#[from] loralei_adapter::AdapterError),
@@ -153,15 +156,24 @@ impl TrainError {
             | TrainError::SetForm { .. }
             | TrainError::UnknownPreset { .. }
             | TrainError::Settings { .. }
-            | TrainError::Model(ModelError::SizeDoesNotFit { .. } | ModelError::NothingMatched { .. }) => 2,
+            | TrainError::Model(
+                ModelError::SizeDoesNotFit { .. }
+                | ModelError::NothingMatched { .. }
+                | ModelError::ClipSkip { .. }
+                | ModelError::UnknownPrediction { .. }
+                | ModelError::Exists { .. },
+            ) => 2,
             TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Batch { .. } => 3,
             TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteLatents { .. }
-            | TrainError::Model(ModelError::NonFiniteWeight { .. }) => 5,
+            | TrainError::Model(ModelError::NonFiniteWeight { .. } | ModelError::NonFinitePicture { .. }) => 5,
             TrainError::Model(ModelError::File(error)) | TrainError::Adapter(error) if error.is_disk() => 6,
             TrainError::Disk { .. } => 6,
-            TrainError::GradientNames { .. } | TrainError::Tensor(_) | TrainError::Model(ModelError::Tensor(_)) => 1,
+            TrainError::GradientNames { .. }
+            | TrainError::Tensor(_)
+            | TrainError::Picture(_)
+            | TrainError::Model(ModelError::Tensor(_)) => 1,
             TrainError::Model(_) | TrainError::Adapter(_) => 4,
         }
     }
@@ -194,6 +206,7 @@ impl TrainError {
             TrainError::Data(error) => return error.hint(),
             TrainError::Model(error) => return error.hint(),
             TrainError::Adapter(error) => return error.hint(),
+            TrainError::Picture(error) => return error.hint(),
             TrainError::GradientNames { .. } | TrainError::Tensor(_) => return None,
         })
     }

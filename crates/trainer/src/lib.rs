@@ -28,6 +28,7 @@
 //! ```
 
 mod adamw;
+mod before_after;
 mod clip;
 mod config;
 mod config_keys;
@@ -49,10 +50,12 @@ mod smoothed_loss;
 mod verify;
 
 pub use adamw::{AdamW, AdamWSettings, Moments};
+pub use before_after::BeforeAfter;
 pub use clip::{clip_global_norm, global_norm};
 pub use config::{
-    Checkpointing, DataConfig, DeviceKind, Dtype, LoraConfig, ModelConfig, OptimizerConfig, OutputConfig, PriorConfig,
-    PriorKind, ScheduleConfig, ScheduleKind, StepsConfig, Targets, TextEncoderConfig, TrainConfig, UnetConfig,
+    Checkpointing, DataConfig, DeviceKind, Dtype, LoraConfig, ModelConfig, OptimizerConfig, OutputConfig,
+    PredictionKind, PriorConfig, PriorKind, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig,
+    Targets, TextEncoderConfig, TrainConfig, UnetConfig,
 };
 pub use config_keys::{is_config_key, nearest_config_key};
 pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};

@@ -90,6 +90,16 @@ impl Network {
         })
     }
 
+    /// The U-Net.
+    pub fn unet(&self) -> &Unet {
+        &self.unet
+    }
+
+    /// The text encoders; none if they are not trained.
+    pub fn text_encoders(&self) -> &[TextEncoder] {
+        &self.text_encoders
+    }
+
     /// What learns.
     pub fn factors(&self) -> &AdapterSet {
         &self.factors

@@ -7,25 +7,26 @@ use std::path::{Path, PathBuf};
 
 use crate::adamw::AdamWSettings;
 use crate::config::{
-    Checkpointing, DeviceKind, Dtype, LoraConfig, OptimizerConfig, PriorConfig, PriorKind, ScheduleConfig,
-    ScheduleKind, StepsConfig, Targets, TrainConfig,
+    Checkpointing, DeviceKind, Dtype, LoraConfig, OptimizerConfig, PriorConfig, PriorKind, SamplesConfig,
+    ScheduleConfig, ScheduleKind, StepsConfig, Targets, TrainConfig,
 };
 use crate::error::{TrainError, Violation};
 use crate::learning_rate::LearningRateSchedule;
+use loralei_model::Prediction;
 
 /// Which base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BaseChoice {
     /// The small model inside the program.
     Emoji,
-    /// A folder in the diffusers layout.
-    Folder(PathBuf),
+    /// A diffusers folder, a checkpoint file, or the id of a model on a hub.
+    Named(String),
 }
 
 impl From<&str> for BaseChoice {
-    /// What the user calls it: `emoji`, or a folder.
+    /// What the user calls it.
     fn from(base: &str) -> Self {
-        if base == "emoji" { Self::Emoji } else { Self::Folder(PathBuf::from(base)) }
+        if base == "emoji" { Self::Emoji } else { Self::Named(base.to_owned()) }
     }
 }
 
@@ -58,6 +59,8 @@ pub struct PriorPlan {
 pub struct Plan {
     /// The base model.
     pub base: BaseChoice,
+    /// What the base predicts, against or instead of what it says.
+    pub prediction: Option<Prediction>,
     /// Number type in which the base computes.
     pub dtype: Dtype,
     /// Where the run computes.
@@ -94,6 +97,8 @@ pub struct Plan {
     pub checkpointing: Checkpointing,
     /// What must stay as it was; `None` for no such term.
     pub prior: Option<PriorPlan>,
+    /// Pictures before and after; `None` for none.
+    pub samples: Option<SamplesConfig>,
     /// The folder of the run.
     pub output_folder: PathBuf,
     /// Name of the adapter file, without `.safetensors`.
@@ -120,6 +125,7 @@ impl Plan {
         checks.steps(&config.train);
         let schedule = checks.schedule(&config.schedule, config.train.steps);
         let prior = checks.prior(&config.prior);
+        let samples = checks.samples(&config.samples);
         let (output_folder, output_name) = checks.output(config, &images);
         if !checks.violations.is_empty() {
             return Err(TrainError::Settings { violations: checks.violations });
@@ -127,6 +133,7 @@ impl Plan {
         let StepsConfig { steps, batch_size, accumulate, seed, checkpointing } = config.train;
         Ok(Self {
             base,
+            prediction: config.model.prediction.map(Prediction::from),
             dtype: config.model.dtype,
             device: config.model.device,
             images,
@@ -145,6 +152,7 @@ impl Plan {
             seed,
             checkpointing,
             prior,
+            samples,
             output_folder,
             output_name,
             precision: config.output.precision,
@@ -191,10 +199,18 @@ impl Checks {
             self.refuse(
                 "model.base",
                 "is empty",
-                "set `model.base` to \"emoji\" or to a folder in the diffusers layout",
+                "set `model.base` to \"emoji\", a diffusers folder, a checkpoint file or the id of a model on the hub",
             );
         }
         BaseChoice::from(base)
+    }
+
+    fn samples(&mut self, samples: &SamplesConfig) -> Option<SamplesConfig> {
+        if !(1..=1000).contains(&samples.steps) {
+            self.refuse("samples.steps", format!("{} is not between 1 and 1000", samples.steps), "25 to 30 are usual");
+        }
+        self.within("samples.guidance_scale", samples.guidance_scale, |g| g >= 0.0, "of 0 or more", 7.5);
+        (!samples.prompts.is_empty()).then(|| samples.clone())
     }
 
     fn images(&mut self, images: Option<&Path>) -> PathBuf {

@@ -54,7 +54,8 @@ impl AdapterFile<'_> {
         let num_bytes = num_bytes.map_err(|source| TrainError::Disk { path: path.clone(), source })?;
         let num_parameters = adapter.modules.values().map(|m| m.down.data.len() + m.up.data.len()).sum();
         events(Event::Saved { path: path.clone(), num_bytes });
-        Ok(Finished { adapter: path, num_modules: adapter.modules.len(), num_parameters })
+        let num_modules = adapter.modules.len();
+        Ok(Finished { adapter: path, num_bytes, num_modules, num_parameters, losses: (0.0, 0.0), samples: None })
     }
 
     fn facts(&self) -> TrainingFacts {

@@ -12,6 +12,7 @@ use candle_core::{Device, Var};
 use std::collections::BTreeMap;
 
 use crate::adamw::AdamW;
+use crate::before_after::{BeforeAfter, SampleRun};
 use crate::clip::clip_global_norm;
 use crate::encoded::EncodedData;
 use crate::error::TrainError;
@@ -23,19 +24,25 @@ use crate::network::{Network, tensor};
 use crate::objective::MicroBatch;
 use crate::plan::Plan;
 use crate::prior::prior_captions;
-use loralei_model::{Draw, Purpose};
 use crate::result::{AdapterFile, adapter_path};
 use crate::smoothed_loss::SmoothedLoss;
+use loralei_model::{Draw, Purpose};
 
 /// What a finished run left behind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finished {
     /// The adapter.
     pub adapter: PathBuf,
+    /// Its size on the disk.
+    pub num_bytes: u64,
     /// Its modules.
     pub num_modules: usize,
     /// Numbers that were trained.
     pub num_parameters: usize,
+    /// Mean loss of the first and of the last tenth of the steps.
+    pub losses: (f64, f64),
+    /// Pictures before and after, if the settings ask for some.
+    pub samples: Option<BeforeAfter>,
 }
 
 /// Trains as `plan` says and reports to `events`. `resolved_toml` is written beside the result.
@@ -49,7 +56,7 @@ pub fn train(
     events: &mut dyn FnMut(Event),
 ) -> Result<Finished, TrainError> {
     let started = Instant::now();
-    let base = Base::open(base, plan.dtype.into(), &Device::Cpu)?;
+    let base = Base::open(base, plan.prediction, plan.dtype.into(), &Device::Cpu)?;
     base.check_size(plan.width_px, plan.height_px)?;
     let folder = read_folder(plan, events)?;
     let size_px = (plan.width_px, plan.height_px);
@@ -62,6 +69,7 @@ pub fn train(
 
     let mut run = Run::new(plan, &network, &data);
     let mut smoothed = SmoothedLoss::new();
+    let mut losses = Vec::with_capacity(plan.steps as usize);
     events(Event::PhaseStarted { name: "training".into(), total: Some(plan.steps) });
     for step in 0..plan.steps {
         let step_started = Instant::now();
@@ -77,15 +85,27 @@ pub fn train(
             images_per_s: plan.samples_per_step() as f64 / step_s,
             resident_bytes: resident_bytes(),
         };
+        losses.push(done.loss);
         metrics.write(&report)?;
         events(Event::Step(report));
     }
 
     let file = AdapterFile { plan, base: &base, folder: &folder, resolved_toml };
-    let finished = file.write(network.factors(), events)?;
+    let mut finished = file.write(network.factors(), events)?;
+    finished.losses = first_and_last(&losses);
+    if let Some(samples) = &plan.samples {
+        finished.samples = Some(SampleRun { plan, samples, base: &base, network: &network }.draw(events)?);
+    }
     let elapsed_s = started.elapsed().as_secs_f64();
     events(Event::Done { num_steps: plan.steps, elapsed_s, peak_resident_bytes: peak_resident_bytes() });
     Ok(finished)
+}
+
+/// Means over the first and the last tenth, each at least one step long.
+fn first_and_last(losses: &[f64]) -> (f64, f64) {
+    let tenth = losses.len().div_ceil(10).max(1);
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len().max(1) as f64;
+    (mean(&losses[..tenth.min(losses.len())]), mean(&losses[losses.len().saturating_sub(tenth)..]))
 }
 
 /// The images and captions; what was found and what was left aside is said.

@@ -5,6 +5,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::{Adapter, TensorFile, TensorView, write_tensors};
+use loralei_model::Prediction;
 use loralei_model::{Base, BaseSource};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,6 +21,8 @@ use crate::objective::MicroBatch;
 pub struct StepVerification<'a> {
     /// The base.
     pub base: BaseSource,
+    /// What the base predicts, against or instead of what it says.
+    pub prediction: Option<Prediction>,
     /// Factors in kohya's keys with alpha.
     pub adapter: &'a Path,
     /// `latents`, `noise` (steps, b, 4, h, w) f32; `timesteps` (steps, b), `input_ids` (steps, b, 77) i64; optionally
@@ -53,7 +56,7 @@ impl StepVerification<'_> {
     /// # Errors
     /// Files that are missing or do not fit each other.
     pub fn run(self, mut progress: impl FnMut(u64, u64)) -> Result<Verified, TrainError> {
-        let base = Base::open(self.base, self.dtype.into(), &Device::Cpu)?;
+        let base = Base::open(self.base, self.prediction, self.dtype.into(), &Device::Cpu)?;
         let batches = Batches::open(self.batch)?;
         let adapter = Adapter::read(self.adapter)?;
         let network = Network::with_adapter(&base, &adapter, self.checkpointing.into())?;

@@ -14,6 +14,7 @@ fn verify(name: &str, dtype: Dtype, checkpointing: Checkpointing) -> Verified {
     let folder = case(name);
     let (adapter, batch) = (folder.join("adapter.safetensors"), folder.join("batch.safetensors"));
     let verification = StepVerification {
+        prediction: None,
         base: BaseSource::Folder(folder.join("base")),
         adapter: &adapter,
         batch: &batch,

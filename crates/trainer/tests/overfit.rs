@@ -25,7 +25,7 @@ fn overfitting_two_images_more_than_halves_the_loss() {
     }
     let folder = Folder::read(images.path(), CaptionRules::default()).unwrap();
     let source = BaseSource::Folder(repository().join("tests/golden/sd1/base"));
-    let base = Base::open(source, DType::F32, &Device::Cpu).unwrap();
+    let base = Base::open(source, None, DType::F32, &Device::Cpu).unwrap();
     let data = EncodedData::new(&base, &folder, (32, 48), true, Vec::new(), &mut |_| ()).unwrap();
     let plan = ComponentPlan { targets: Targets::Full, rank: 16, alpha: 16.0, learning_rate: 1e-2 };
     let network = Network::load(&base, Some(&plan), Some(&plan), 3, Checkpointing::None).unwrap();

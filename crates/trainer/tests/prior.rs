@@ -12,7 +12,7 @@ fn repository() -> PathBuf {
 }
 
 fn base() -> Base {
-    Base::open(BaseSource::Folder(repository().join("tests/golden/sd1/base")), DType::F32, &Device::Cpu).unwrap()
+    Base::open(BaseSource::Folder(repository().join("tests/golden/sd1/base")), None, DType::F32, &Device::Cpu).unwrap()
 }
 
 fn batch(seed: u64) -> MicroBatch {

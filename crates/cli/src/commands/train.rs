@@ -2,10 +2,11 @@
 
 use std::io::{Write, stdout};
 
-use loralei_trainer::{ConfigLayers, Event, Finished, Plan, ResolvedConfig};
+use loralei_trainer::{BaseChoice, ConfigLayers, Event, Plan, ResolvedConfig};
 
 use crate::args::TrainArguments;
 use crate::commands::base;
+use crate::commands::summary::Summary;
 use crate::report::Reporter;
 
 pub(crate) fn run(arguments: &TrainArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
@@ -13,15 +14,21 @@ pub(crate) fn run(arguments: &TrainArguments, reporter: &mut Reporter) -> anyhow
     for message in &plan.warnings {
         reporter.show(&Event::Warning { message: message.clone() });
     }
-    let base = base::source(&plan.base)?;
+    let base = base::source(&plan.base, reporter)?;
     let finished = loralei_trainer::train(&plan, &resolved.to_toml(), base, &mut |event| reporter.show(&event))?;
     writeln!(stdout(), "{}", finished.adapter.display())?;
-    let Finished { num_modules, num_parameters, .. } = finished;
-    let message = format!(
-        "{num_parameters} numbers in {num_modules} modules; any program that loads kohya's keys takes the file"
-    );
-    reporter.show(&Event::Note { message });
+    let summary = Summary { plan: &plan, finished: &finished, base: &base_name(&plan) };
+    for line in summary.lines() {
+        reporter.show(&Event::Note { message: line });
+    }
     Ok(())
+}
+
+fn base_name(plan: &Plan) -> String {
+    match &plan.base {
+        BaseChoice::Emoji => "emoji".to_owned(),
+        BaseChoice::Named(name) => name.clone(),
+    }
 }
 
 /// The settings of all layers, as written down beside the result, and the checked plan made of them.
@@ -30,8 +37,12 @@ fn settle(arguments: &TrainArguments) -> anyhow::Result<(ResolvedConfig, Plan)> 
     if let Some(path) = &arguments.config {
         layers.file(path)?;
     }
-    let flags =
-        [("model.base", &arguments.base), ("data.images", &arguments.images), ("output.folder", &arguments.output)];
+    let flags = [
+        ("model.base", &arguments.base),
+        ("model.prediction", &arguments.prediction),
+        ("data.images", &arguments.images),
+        ("output.folder", &arguments.output),
+    ];
     for (key, value) in flags {
         if let Some(text) = value {
             layers.set_text(key, text)?;

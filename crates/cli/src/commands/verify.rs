@@ -8,7 +8,8 @@ use crate::report::Reporter;
 
 pub(crate) fn run(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     let verification = StepVerification {
-        base: base::source(&BaseChoice::from(arguments.base.as_str()))?,
+        base: base::source(&BaseChoice::from(arguments.base.base.as_str()), reporter)?,
+        prediction: arguments.base.prediction,
         adapter: &arguments.adapter,
         batch: &arguments.batch,
         learning_rate: arguments.learning_rate,

@@ -1,0 +1,70 @@
+//! `--adapter FILE[=SCALE]`: the adapters of a picture, and their sum.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use loralei_adapter::Adapter;
+use loralei_picture::AdapterUse;
+use loralei_trainer::TrainError;
+
+/// The adapters of the command line.
+pub(super) struct Adapters {
+    files: Vec<(PathBuf, f32)>,
+    /// What all of them do together; `None` without adapters.
+    pub(super) sum: Option<Adapter>,
+    hashes: Vec<Option<String>>,
+}
+
+impl Adapters {
+    pub(super) fn read(arguments: &[String]) -> anyhow::Result<Self> {
+        let files: Vec<(PathBuf, f32)> = arguments.iter().map(|argument| split(argument)).collect();
+        let mut adapters = Vec::with_capacity(files.len());
+        for (path, scale) in &files {
+            adapters.push((Adapter::read(path).map_err(TrainError::from)?, *scale));
+        }
+        let hashes = adapters.iter().map(|(adapter, _)| adapter.metadata.get("sshs_model_hash").cloned()).collect();
+        let parts: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
+        let sum = match parts.as_slice() {
+            [] => None,
+            parts => Some(Adapter::sum(parts).map_err(TrainError::from).context("the adapters do not fit together")?),
+        };
+        Ok(Self { files, sum, hashes })
+    }
+
+    /// As a picture's parameters name them.
+    pub(super) fn in_use(&self, strength: f32) -> Vec<AdapterUse> {
+        let named = self.files.iter().zip(&self.hashes).map(|((path, scale), hash)| AdapterUse {
+            name: stem(path),
+            scale: f64::from((scale * strength * 1000.0).round()) / 1000.0,
+            hash: hash.clone(),
+        });
+        named.collect()
+    }
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+}
+
+/// The scale is what follows the last `=`, if that is a number: paths may have one too.
+fn split(argument: &str) -> (PathBuf, f32) {
+    let scaled = argument.rsplit_once('=').and_then(|(path, scale)| {
+        let scale: f32 = scale.trim().parse().ok()?;
+        (scale.is_finite() && !Path::new(argument).exists()).then(|| (PathBuf::from(path), scale))
+    });
+    scaled.unwrap_or_else(|| (PathBuf::from(argument), 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scale_follows_the_last_equals_sign_if_it_is_a_number() {
+        let path = |text: &str| PathBuf::from(text);
+        assert_eq!(split("a.safetensors"), (path("a.safetensors"), 1.0));
+        assert_eq!(split("a.safetensors=-0.5"), (path("a.safetensors"), -0.5));
+        assert_eq!(split("x=1/a.safetensors"), (path("x=1/a.safetensors"), 1.0));
+        assert_eq!(split("x=1/a=2.safetensors=0.25"), (path("x=1/a=2.safetensors"), 0.25));
+    }
+}

@@ -1,0 +1,180 @@
+//! Where the files of a base are: a diffusers folder, the program itself, or one checkpoint file.
+
+use crate::config::{Prediction, TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::error::{ForeignModel, ModelError};
+use crate::single_file::SingleFile;
+use crate::tokenizer::TokenizerFiles;
+use crate::weight_files::WeightFiles;
+use crate::weights::Result;
+use loralei_adapter::{TensorFile, TensorFiles};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Where the files of a base are.
+#[derive(Clone, Debug)]
+pub enum BaseSource {
+    /// A diffusers folder.
+    Folder(PathBuf),
+    /// A checkpoint in one file: `.safetensors` or `.ckpt`, in the layout that Stable Diffusion was published in.
+    File(PathBuf),
+    /// Files in the program: a name for messages, and (path relative to the folder, content) of each.
+    Bundled(&'static str, &'static [(&'static str, &'static [u8])]),
+}
+
+impl BaseSource {
+    /// What is at a path: a file is a checkpoint, everything else is taken for a folder.
+    pub fn at_path(path: &Path) -> Self {
+        if path.is_file() { Self::File(path.to_owned()) } else { Self::Folder(path.to_owned()) }
+    }
+
+    /// What the user called it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Folder(path) | Self::File(path) => path.display().to_string(),
+            Self::Bundled(name, _) => (*name).to_owned(),
+        }
+    }
+}
+
+/// An opened source.
+#[derive(Clone, Debug)]
+pub(crate) enum BaseFiles {
+    Folder(PathBuf),
+    Bundled(&'static str, &'static [(&'static str, &'static [u8])]),
+    Single(SingleFile),
+}
+
+impl BaseFiles {
+    pub(crate) fn open(source: &BaseSource, prediction: Option<Prediction>) -> Result<Self> {
+        let files = match source {
+            BaseSource::Folder(folder) => {
+                std::fs::read_dir(folder)
+                    .map_err(|error| ModelError::Unreadable { path: folder.clone(), source: error })?;
+                Self::Folder(folder.clone())
+            }
+            BaseSource::Bundled(name, files) => Self::Bundled(name, files),
+            BaseSource::File(path) => Self::Single(SingleFile::open(path, prediction)?),
+        };
+        files.refuse_foreign_pipeline()?;
+        Ok(files)
+    }
+
+    /// Pipelines of other models, by the class that `model_index.json` names.
+    fn refuse_foreign_pipeline(&self) -> Result<()> {
+        let Some(text) = self.text("model_index.json")? else { return Ok(()) };
+        let index: Value = serde_json::from_str(&text).unwrap_or_default();
+        let Some(class) = index.get("_class_name").and_then(Value::as_str) else { return Ok(()) };
+        match ForeignModel::of_pipeline(class) {
+            Some(found) => Err(ModelError::Foreign { path: self.name(), found }),
+            None => Ok(()),
+        }
+    }
+
+    /// What messages call a file of it.
+    pub(crate) fn label(&self, relative: &str) -> String {
+        match self {
+            Self::Folder(folder) => folder.join(relative).display().to_string(),
+            Self::Bundled(name, _) => format!("{name}:{relative}"),
+            Self::Single(file) => file.label(relative),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Folder(path) => path.display().to_string(),
+            Self::Bundled(name, _) => (*name).to_owned(),
+            Self::Single(file) => file.path().display().to_string(),
+        }
+    }
+
+    fn missing(&self, relative: &str) -> ModelError {
+        ModelError::MissingFile { path: self.name(), missing: relative.to_owned() }
+    }
+
+    fn exists(&self, relative: &str) -> bool {
+        match self {
+            Self::Folder(folder) => folder.join(relative).exists(),
+            Self::Bundled(_, files) => files.iter().any(|(path, _)| *path == relative),
+            Self::Single(_) => false,
+        }
+    }
+
+    /// A small file at its place in a diffusers folder, `None` if there is none.
+    pub(crate) fn text(&self, relative: &str) -> Result<Option<String>> {
+        let bytes = match self {
+            Self::Single(file) => return file.text(relative),
+            _ if !self.exists(relative) => return Ok(None),
+            Self::Folder(folder) => {
+                let path = folder.join(relative);
+                std::fs::read(&path).map_err(|source| ModelError::Unreadable { path, source })?
+            }
+            Self::Bundled(_, files) => {
+                files.iter().find(|(path, _)| *path == relative).map(|(_, bytes)| bytes.to_vec()).unwrap_or_default()
+            }
+        };
+        let reason = "it is not UTF-8 text".to_owned();
+        String::from_utf8(bytes).map(Some).map_err(|_| ModelError::BadConfig { path: self.label(relative), reason })
+    }
+
+    /// A configuration that every base has.
+    pub(crate) fn config<T>(&self, relative: &str, parse: impl Fn(&str, &str) -> Result<T>) -> Result<T> {
+        let text = self.text(relative)?.ok_or_else(|| self.missing(relative))?;
+        parse(&text, &self.label(relative))
+    }
+
+    /// The weights in `folder`: `STEM.safetensors`, its sharded index, their fp16 variants, or PyTorch's own format, in
+    /// this order.
+    fn tensors(&self, folder: &str, stem: &str, torch_stem: &str) -> Result<TensorFiles> {
+        let names = ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"];
+        let safe = names.iter().map(|ending| format!("{folder}/{stem}.{ending}"));
+        let torch = ["bin", "fp16.bin"].iter().map(|ending| format!("{folder}/{torch_stem}.{ending}"));
+        let candidates: Vec<String> = safe.chain(torch).collect();
+        let Some(found) = candidates.iter().find(|path| self.exists(path)) else {
+            return Err(self.missing(&candidates[0]));
+        };
+        match self {
+            Self::Folder(folder) => Ok(TensorFiles::open(&folder.join(found))?),
+            Self::Bundled(_, files) => {
+                let bytes = files.iter().find(|(path, _)| path == found).map(|(_, bytes)| *bytes).unwrap_or_default();
+                Ok(TensorFiles::from(TensorFile::from_bytes(&self.label(found), bytes)?))
+            }
+            Self::Single(_) => Err(self.missing(found)),
+        }
+    }
+
+    pub(crate) fn unet(&self, config: &UnetConfig) -> Result<WeightFiles> {
+        match self {
+            Self::Single(file) => Ok(file.unet(config)),
+            _ => self.tensors("unet", "diffusion_pytorch_model", "diffusion_pytorch_model").map(WeightFiles::from),
+        }
+    }
+
+    pub(crate) fn vae(&self, config: &VaeConfig) -> Result<WeightFiles> {
+        match self {
+            Self::Single(file) => Ok(file.vae(config)),
+            _ => self.tensors("vae", "diffusion_pytorch_model", "diffusion_pytorch_model").map(WeightFiles::from),
+        }
+    }
+
+    /// Names begin below `text_model.`.
+    pub(crate) fn text_encoder(&self, folder: &str, config: &TextEncoderConfig) -> Result<WeightFiles> {
+        match self {
+            Self::Single(file) => Ok(file.text_encoder(config.num_hidden_layers)),
+            _ => Ok(WeightFiles::with_prefix(self.tensors(folder, "model", "pytorch_model")?, "text_model.")),
+        }
+    }
+
+    pub(crate) fn tokenizer(&self, folder: &str, vocab_size: usize) -> Result<TokenizerFiles> {
+        if let Self::Single(file) = self {
+            return file.tokenizer(vocab_size);
+        }
+        let text = |name: &str| self.text(&format!("{folder}/{name}"));
+        Ok(TokenizerFiles {
+            path: self.label(folder),
+            tokenizer_json: text("tokenizer.json")?,
+            vocab: text("vocab.json")?,
+            merges: text("merges.txt")?,
+            config: text("tokenizer_config.json")?,
+        })
+    }
+}

@@ -1,0 +1,90 @@
+//! The tensors of one network under the names that diffusers gives them, whatever the file calls them.
+
+use loralei_adapter::{AdapterError, TensorFiles, TensorInfo};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where a tensor is.
+#[derive(Clone, Debug)]
+struct Place {
+    name: String,
+    /// Which third of the tensor's rows, where three are stacked into one.
+    third: Option<usize>,
+}
+
+/// The tensors of one network.
+#[derive(Clone, Debug)]
+pub struct WeightFiles {
+    files: Arc<TensorFiles>,
+    /// By the name in the network.
+    places: BTreeMap<String, Place>,
+}
+
+impl From<TensorFiles> for WeightFiles {
+    /// A file that holds one network under its own names.
+    fn from(files: TensorFiles) -> Self {
+        Self::with_prefix(files, "")
+    }
+}
+
+impl WeightFiles {
+    /// A file that holds one network; `prefix` stands before all names and is not part of the network's.
+    pub(crate) fn with_prefix(files: TensorFiles, prefix: &str) -> Self {
+        let files = Arc::new(files);
+        let all: Vec<String> = files.names().map(str::to_owned).collect();
+        let mut this = Self { files, places: BTreeMap::new() };
+        for name in all {
+            let ours = name.strip_prefix(prefix).unwrap_or(&name).to_owned();
+            this.insert(ours, name, None);
+        }
+        this
+    }
+
+    /// No tensor yet of a file that holds several networks.
+    pub(crate) fn part_of(files: Arc<TensorFiles>) -> Self {
+        Self { files, places: BTreeMap::new() }
+    }
+
+    /// Says where the tensor `ours` of the network is: the tensor `name` of the file, or a third of its rows.
+    pub(crate) fn insert(&mut self, ours: String, name: String, third: Option<usize>) {
+        self.places.insert(ours, Place { name, third });
+    }
+
+    /// Names the file in messages.
+    pub fn path(&self) -> &Path {
+        self.files.path()
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Element type and shape of a tensor.
+    pub fn info(&self, name: &str) -> Option<TensorInfo> {
+        let place = self.places.get(name)?;
+        let mut info = self.files.info(&place.name)?.clone();
+        if place.third.is_some() {
+            *info.shape.first_mut()? /= 3;
+        }
+        Some(info)
+    }
+
+    /// Reads a tensor of any floating type as f32, row-major.
+    ///
+    /// # Errors
+    /// A tensor that is not there, another type, a file that cannot be read.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, AdapterError> {
+        let Some(place) = self.places.get(name) else {
+            let (path, tensor) = (self.path().to_owned(), name.to_owned());
+            return Err(AdapterError::MissingTensor { path, tensor });
+        };
+        let mut values = self.files.read_f32(&place.name)?;
+        if let Some(third) = place.third {
+            let length = values.len() / 3;
+            values = values[third * length..(third + 1) * length].to_vec();
+        }
+        Ok(values)
+    }
+}
