@@ -193,3 +193,41 @@ pub(crate) fn scheduler(files: &TensorFiles, prediction: Prediction) -> String {
         "rescale_betas_zero_snr": files.info("ztsnr").is_some(),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn shapes_are_read_off_the_tensors() {
+        let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        let text_keys = "hidden_size intermediate_size num_hidden_layers vocab_size hidden_act max_position_embeddings";
+        for (name, layout) in [("sd1", TextLayout::Clip { without_level: false }), ("sd2", TextLayout::OpenClip)] {
+            let files = TensorFiles::open(&golden.join(name).join("single-file.safetensors")).unwrap();
+            let of_folder = |relative: &str| -> Value {
+                let text = std::fs::read_to_string(golden.join(name).join("base").join(relative)).unwrap();
+                serde_json::from_str(&text).unwrap()
+            };
+            let unet_keys = "in_channels out_channels block_out_channels layers_per_block down_block_types up_block_types \
+                             cross_attention_dim";
+            let vae_keys = "in_channels out_channels latent_channels block_out_channels layers_per_block";
+            for (inferred, relative, keys) in [
+                (unet(&files, layout), "unet/config.json", unet_keys),
+                (vae(&files), "vae/config.json", vae_keys),
+                (text_encoder(&files, layout), "text_encoder/config.json", text_keys),
+            ] {
+                let (inferred, expected): (Value, _) =
+                    (serde_json::from_str(&inferred.unwrap()).unwrap(), of_folder(relative));
+                for key in keys.split_whitespace().filter(|key| !expected[key].is_null()) {
+                    assert_eq!(inferred[key], expected[key], "{name} {relative} {key}");
+                }
+            }
+            let unet: Value = serde_json::from_str(&unet(&files, layout).unwrap()).unwrap();
+            assert_eq!(unet["use_linear_projection"], json!(name == "sd2"));
+            let vae: Value = serde_json::from_str(&vae(&files).unwrap()).unwrap();
+            assert_eq!(vae["mid_block_add_attention"], json!(name == "sd1"));
+            assert_eq!(prediction(&files, layout), (name == "sd1").then_some(Prediction::Epsilon));
+        }
+    }
+}
