@@ -21,6 +21,7 @@ use crate::report::{Reporter, exit_code, print_error};
 const STACK_BYTES: usize = 256 << 20;
 
 fn main() -> ExitCode {
+    keep_candle_single();
     let arguments = Arguments::parse();
     let pool = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).thread_name(|i| format!("loralei-{i}"));
     if let Err(error) = pool.build_global() {
@@ -37,6 +38,17 @@ fn main() -> ExitCode {
         }
         // The panic has printed its own message.
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// candle's own threads wait for work by spinning, on the cores that our operations need: a quarter of a training step.
+/// What is left to candle are sums and copies, for which one core is enough.
+#[allow(unsafe_code)]
+fn keep_candle_single() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: called first thing in `main`, while there is no other thread that could read the environment.
+        unsafe { std::env::set_var(THREADS, "1") };
     }
 }
 

@@ -4,11 +4,12 @@
 //! the map. The LoRA term is the linear one over patches: s (col A^T) B^T, with A a kernel of r channels and B a 1x1
 //! convolution. The kernel is used as it lies for both directions, so nothing about it is kept twice.
 
-use super::gemm::{Cores, Matrix, gemm};
+use super::gemm::{Cores, Matrix, gemm, rows_per_task};
 use super::im2col::Patches;
 use super::linear::{LoraGradients, linear, lora_linear, rows_of};
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// Stride and padding of a convolution, the same for both axes.
@@ -134,6 +135,16 @@ impl FrozenConv {
         let rows = frozen.out_shape().elem_count() / frozen.num_out;
         let mut y = rows_of::<T>(frozen.bias.as_ref(), rows, frozen.num_out)?;
         frozen.with_kernel(|w| {
+            let (n, len) = (frozen.num_out, frozen.patches.patch_len());
+            if let Some(rows) = rows_per_task(rows, n, len) {
+                // A task's patches are still in its core's cache when they are multiplied.
+                y.par_chunks_mut(rows * n).enumerate().for_each(|(i, y)| {
+                    let tile = i * rows..i * rows + y.len() / n;
+                    let col = frozen.patches.gather_here(x, tile.clone());
+                    gemm(y, frozen.bias.is_some(), T::ONE, Matrix::new(&col, tile.len(), len), w.t(), Cores::This);
+                });
+                return Ok(y);
+            }
             for tile in frozen.tiles() {
                 let col = frozen.patches.gather(x, tile.clone());
                 let col = Matrix::new(&col, tile.len(), frozen.patches.patch_len());

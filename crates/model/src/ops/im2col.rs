@@ -32,19 +32,31 @@ impl Patches {
     /// The patches of output pixels `rows` (counted over batch, height, width): (rows, kh kw c), from `x` (b, h, w, c).
     pub(crate) fn gather<T: Number>(&self, x: &[T], rows: Range<usize>) -> Vec<T> {
         let mut col = vec![T::default(); rows.len() * self.patch_len()];
-        col.par_chunks_mut(self.patch_len()).enumerate().with_min_len(16).for_each(|(i, patch)| {
-            let (b, oy, ox) = self.position(rows.start + i);
-            for ky in 0..self.kernel {
-                let Some(y) = self.source(oy, ky, self.height) else { continue };
-                for kx in 0..self.kernel {
-                    let Some(x_at) = self.source(ox, kx, self.width) else { continue };
-                    let from = ((b * self.height + y) * self.width + x_at) * self.channels;
-                    let to = (ky * self.kernel + kx) * self.channels;
-                    patch[to..to + self.channels].copy_from_slice(&x[from..from + self.channels]);
-                }
-            }
-        });
+        let patches = col.par_chunks_mut(self.patch_len()).enumerate().with_min_len(16);
+        patches.for_each(|(i, patch)| self.fill(patch, x, rows.start + i));
         col
+    }
+
+    /// The same on the calling thread alone.
+    pub(crate) fn gather_here<T: Number>(&self, x: &[T], rows: Range<usize>) -> Vec<T> {
+        let mut col = vec![T::default(); rows.len() * self.patch_len()];
+        let patches = col.chunks_exact_mut(self.patch_len()).enumerate();
+        patches.for_each(|(i, patch)| self.fill(patch, x, rows.start + i));
+        col
+    }
+
+    /// The patch of output pixel `row`, into zeros.
+    fn fill<T: Number>(&self, patch: &mut [T], x: &[T], row: usize) {
+        let (b, oy, ox) = self.position(row);
+        for ky in 0..self.kernel {
+            let Some(y) = self.source(oy, ky, self.height) else { continue };
+            for kx in 0..self.kernel {
+                let Some(x_at) = self.source(ox, kx, self.width) else { continue };
+                let from = ((b * self.height + y) * self.width + x_at) * self.channels;
+                let to = (ky * self.kernel + kx) * self.channels;
+                patch[to..to + self.channels].copy_from_slice(&x[from..from + self.channels]);
+            }
+        }
     }
 
     /// Adds the gradient of patches `rows`, `d_col` (rows, kh kw c), to the gradient of the map, `dx` (b, h, w, c).
