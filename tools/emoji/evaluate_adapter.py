@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Judges an adapter of the bundled base with diffusers: did it teach its subject, and leave the rest alone?
+"""Judges an adapter of the bundled base: did it teach its subject, and leave the rest alone?
 
     evaluate_adapter.py [ADAPTER.safetensors] [--base DIR] [--name octopus] [--scale 1.0] [--grid FILE.png]
+                        [--loralei BINARY]
 
 Draws "a NAME on COLOUR" 24 times (each colour twice) and 36 other names, before and after the adapter is loaded, with
 the same seeds (DDIM, 25 steps, guidance 4). Prints one JSON line with, for each, the shares of pictures whose
@@ -10,7 +11,8 @@ background and name are recognised:
     {"subject": {"before": ..., "after": ...}, "others": {...}, "details": {...}, ...}
 
 Without ADAPTER, only what the base draws. The grid's rows: before, then after; left the subject, right others.
-Exit status 1 if diffusers did not take every module of the file.
+Drawn through diffusers (exit status 1 if it did not take every module of the file) or, with --loralei, by
+`loralei generate --adapter ADAPTER=SCALE`.
 """
 import argparse
 import json
@@ -21,7 +23,7 @@ import time
 import torch
 from safetensors import safe_open
 
-from drawing import BUNDLED_BASE, NUM_SUBJECT, adapter_prompts, adapter_scores, draw, load_pipeline
+from drawing import BUNDLED_BASE, NUM_SUBJECT, Loralei, adapter_prompts, adapter_scores, draw, load_pipeline
 from measure import Judge
 from pictures import Emoji, add_picture_options, save_grid
 
@@ -38,6 +40,27 @@ def num_injected(pipeline):
     return sum(bool(getattr(module, "lora_A", None)) for model in models for module in model.modules())
 
 
+def draw_by_loralei(options, wanted):
+    """before and, with an adapter, after -> pictures."""
+    drawn = {"before": Loralei(options.loralei, options.base).draw(wanted)[0]}
+    if options.adapter:
+        adapter = f"{options.adapter}={options.scale}"
+        drawn["after"] = Loralei(options.loralei, options.base, adapter).draw(wanted)[0]
+    return drawn
+
+
+def draw_by_diffusers(options, wanted):
+    """As draw_by_loralei; also how many modules the file holds, and how many the pipeline took of them."""
+    pipeline, modules, injected = load_pipeline(options.base), None, None
+    drawn = {"before": draw(pipeline, wanted)}
+    if options.adapter:
+        pipeline.load_lora_weights(options.adapter, adapter_name="judged")
+        pipeline.set_adapters("judged", options.scale)
+        modules, injected = num_file_modules(options.adapter), num_injected(pipeline)
+        drawn["after"] = draw(pipeline, wanted)
+    return drawn, modules, injected
+
+
 def main():
     summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,6 +69,7 @@ def main():
     parser.add_argument("--name", default="octopus", help="the subject (default octopus)")
     parser.add_argument("--scale", type=float, default=1.0, help="strength of the adapter (default 1)")
     parser.add_argument("--grid", help="where to save the pictures (default adapter-NAME.png)")
+    parser.add_argument("--loralei", metavar="BINARY", help="draw by this program instead of diffusers")
     parser.add_argument("--threads", type=int, help="processor threads")
     add_picture_options(parser)
     options = parser.parse_args()
@@ -55,16 +79,14 @@ def main():
     emoji = Emoji.from_options(options)
     if options.name not in emoji.masters:
         parser.error(f"--name: the font has no {options.name!r}; never seen by the base: {', '.join(emoji.held)}")
-    judge, pipeline = Judge(emoji), load_pipeline(options.base)
+    judge = Judge(emoji)
     wanted = adapter_prompts(options.name, emoji, random.Random(9))
     started = time.perf_counter()
-    drawn = {"before": draw(pipeline, wanted)}
     modules = injected = None
-    if options.adapter:
-        pipeline.load_lora_weights(options.adapter, adapter_name="judged")
-        pipeline.set_adapters("judged", options.scale)
-        modules, injected = num_file_modules(options.adapter), num_injected(pipeline)
-        drawn["after"] = draw(pipeline, wanted)
+    if options.loralei:
+        drawn = draw_by_loralei(options, wanted)
+    else:
+        drawn, modules, injected = draw_by_diffusers(options, wanted)
     elapsed_s = time.perf_counter() - started
 
     scores = {when: adapter_scores(judge, pictures, wanted) for when, pictures in drawn.items()}

@@ -37,6 +37,12 @@ def background(picture):
     return torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1).median(1).values
 
 
+def nearest_colour(picture):
+    """The name of the colour nearest to the background of (3, h, w) in [0, 255]."""
+    ground = background(picture)
+    return min(COLOURS, key=lambda known: (torch.tensor(COLOURS[known]) - ground).abs().sum().item())
+
+
 class Judge:
     """Names the emoji in a picture."""
 
@@ -81,10 +87,39 @@ class Judge:
         """pictures (n, 3, h, w) in [-1, 1] against wanted [(name, colour)] -> Score."""
         right_colour = right_name = among_five = 0
         for picture, (name, colour) in zip((pictures.float().clamp(-1, 1) + 1) * 127.5, wanted):
-            ground = background(picture)
-            seen = min(COLOURS, key=lambda known: (torch.tensor(COLOURS[known]) - ground).abs().sum().item())
             found = self.nearest(picture)
-            right_colour += seen == colour
+            right_colour += nearest_colour(picture) == colour
             right_name += found[:1] == [name]
             among_five += name in found
         return Score(right_colour / len(wanted), right_name / len(wanted), among_five / len(wanted))
+
+
+@dataclass
+class StyleScore:
+    """Shares of pictures in the style, with the right name (in whichever style), and with the right background."""
+
+    styled: float
+    name: float
+    colour: float
+
+
+class StyleJudge(Judge):
+    """Compares with every name's rendering as it is and in a style: which is nearer? `names` are (name, is it styled)."""
+
+    def __init__(self, plain, styled):
+        judges = Judge(plain), Judge(styled)
+        self.names = [(name, is_styled) for is_styled, judge in enumerate(judges) for name in judge.names]
+        self.colours, self.alpha = (
+            torch.cat([getattr(judge, part).chunk(2)[side] for side in (0, 1) for judge in judges])
+            for part in ("colours", "alpha")
+        )  # as they are, then mirrored
+
+    def score(self, pictures, wanted):
+        """As Judge.score -> StyleScore."""
+        in_style = right_name = right_colour = 0
+        for picture, (name, colour) in zip((pictures.float().clamp(-1, 1) + 1) * 127.5, wanted):
+            right_colour += nearest_colour(picture) == colour
+            for found_name, is_styled in self.nearest(picture, count=1):
+                in_style += is_styled
+                right_name += found_name == name
+        return StyleScore(in_style / len(wanted), right_name / len(wanted), right_colour / len(wanted))
