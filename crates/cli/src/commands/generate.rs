@@ -232,8 +232,11 @@ impl GivenNoise {
             let shape = file.info(name).map(|info| info.shape.clone()).unwrap_or_default();
             Ok(Tensor::from_vec(file.read_f32(name).map_err(TrainError::from)?, shape, &Device::Cpu)?)
         };
-        let latents = read("latents")?;
         let wrong = |message: String| UsageError::new(format!("`{}`: {message}", path.display()), LATENTS_HINT);
+        if file.info("latents").is_none() {
+            return Err(wrong("it has no tensor `latents`".into()).into());
+        }
+        let latents = read("latents")?;
         let Ok((n, channels, height, width)) = latents.dims4() else {
             return Err(wrong(format!("`latents` has shape {:?}", latents.dims())).into());
         };
