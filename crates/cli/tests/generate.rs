@@ -170,7 +170,7 @@ fn broken_requests_are_one_line_with_a_hint_and_no_file() {
         (4, "text.safetensors", &["--adapter", "text.safetensors"]),
         (4, "nothing.safetensors", &["--adapter", "nothing.safetensors"]),
         (4, "fits no layer of this base", &["--adapter", "other.safetensors"]),
-        (4, "no file or folder `no/such`", &["--base", "no/such"]),
+        (4, "cannot read `./no/such`", &["--base", "./no/such"]),
         (4, "system", &["--base", "evil.ckpt"]),
         (4, "an adapter, not a base model", &["--base", "dog=1.safetensors"]),
         (2, "has no tensor `latents`", &["--latents", "dog=1.safetensors"]),
@@ -221,4 +221,62 @@ fn a_converted_base_draws_the_same_bytes() {
     let again = loralei(place.path(), &["model", "convert", "base", "again", "--layout", "diffusers"]);
     assert_eq!(again.status.code(), Some(2));
     assert!(stderr(&again).contains("`again` is already there"));
+}
+
+/// A hub of one repository: the tiny base.
+#[cfg(feature = "hub")]
+mod hub {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    const FILES: [&str; 10] = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ];
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn answer(mut stream: TcpStream) {
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        let request = lines.next().unwrap().unwrap();
+        while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+        let path = request.split(' ').nth(1).unwrap().to_owned();
+        let body = if path.starts_with("/api/models/some/one/revision/") {
+            let siblings: Vec<_> = FILES.iter().map(|name| serde_json::json!({"rfilename": name})).collect();
+            serde_json::json!({"id": "some/one", "sha": COMMIT, "siblings": siblings}).to_string().into_bytes()
+        } else {
+            let name = path.strip_prefix(&format!("/some/one/resolve/{COMMIT}/")).unwrap();
+            fs::read(golden("sd1/base").join(name)).unwrap()
+        };
+        let etag = path.replace('/', "-");
+        let (length, head) = (body.len(), "HTTP/1.1 200 OK\r\nConnection: close");
+        write!(stream, "{head}\r\nX-Repo-Commit: {COMMIT}\r\nETag: \"{etag}\"\r\nContent-Length: {length}\r\n\r\n")
+            .unwrap();
+        stream.write_all(&body).unwrap();
+    }
+
+    #[test]
+    fn a_base_comes_from_the_hub_once_and_from_the_cache_after_that() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || listener.incoming().for_each(|stream| answer(stream.unwrap())));
+        let place = tempfile::tempdir().unwrap();
+        let info = |endpoint: &str, offline: &str| {
+            let mut command = Command::cargo_bin("loralei").unwrap();
+            command.current_dir(place.path()).args(["model", "info", "some/one"]).env("HF_ENDPOINT", endpoint);
+            command.env("HF_HOME", place.path().join("cache")).env("HF_HUB_OFFLINE", offline).env_remove("HF_TOKEN");
+            stdout(&command.output().unwrap())
+        };
+        let fetched = info(&endpoint, "0");
+        assert!(fetched.contains("predicts       noise (epsilon)"), "{fetched}");
+        assert_eq!(info("http://127.0.0.1:9", "1"), fetched);
+    }
 }
