@@ -94,9 +94,8 @@ impl<'a> Conversion<'a> {
         let num_layers = config.num_hidden_layers;
         let names = if is_open_clip { open_clip_names(num_layers) } else { Names::clip() };
         let thirds = if is_open_clip { self.stack(&mut plan, num_layers)? } else { Vec::new() };
-        self.add(&mut plan, text, |name| match thirds.iter().any(|third| third == name) {
-            true => Some(String::new()),
-            false => names.original(name),
+        self.add(&mut plan, text, |name| {
+            if thirds.iter().any(|third| third == name) { Some(String::new()) } else { names.original(name) }
         })?;
         let mut done = 0;
         plan.write(output, &self.metadata()?, &mut |total| {

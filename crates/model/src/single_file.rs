@@ -18,6 +18,8 @@ use std::sync::Arc;
 /// Before the path of a configuration that [`crate::convert`] keeps in the metadata.
 pub(crate) const METADATA_PREFIX: &str = "loralei/";
 
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+
 /// The opened file.
 #[derive(Clone, Debug)]
 pub(crate) struct SingleFile {
@@ -51,7 +53,6 @@ impl SingleFile {
             let text = text.map_err(|reason| ModelError::BadConfig { path: path.display().to_string(), reason })?;
             this.inferred.insert(relative, text);
         }
-        const SCHEDULER: &str = "scheduler/scheduler_config.json";
         if this.kept(SCHEDULER)?.is_none() {
             let told = prediction.or_else(|| infer::prediction(&this.files, text_layout));
             let Some(told) = told else {

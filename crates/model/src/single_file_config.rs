@@ -17,6 +17,9 @@ pub(crate) enum TextLayout {
     OpenClip,
 }
 
+/// More numbered modules than any network has in a row.
+const MAX_COUNT: usize = 1000;
+
 /// A configuration's text, or what is missing to make it.
 type Inferred = Result<String, String>;
 
@@ -37,7 +40,7 @@ impl Shapes<'_> {
 
     /// How many there are of a numbered module, told by one of its tensors.
     fn count(&self, name: impl Fn(usize) -> String) -> usize {
-        (0..).take_while(|i| self.of(&name(*i)).is_some()).count()
+        (0..MAX_COUNT).take_while(|i| self.of(&name(*i)).is_some()).count()
     }
 }
 
@@ -57,7 +60,7 @@ struct Levels {
 fn levels(shapes: &Shapes) -> Levels {
     let mut levels = Levels::default();
     let (mut resnets, mut channels, mut depth) = (0, 0, 0);
-    for block in 1.. {
+    for block in 1..MAX_COUNT {
         if let Some(shape) = shapes.of(&format!("input_blocks.{block}.0.in_layers.2.weight")) {
             resnets += 1;
             channels = shape.first().copied().unwrap_or_default();

@@ -60,7 +60,7 @@ fn download(name: &str, reporter: &mut Reporter) -> anyhow::Result<BaseSource> {
             reporter.show(&Event::Note { message: format!("another process downloads `{file}`: waiting") });
         }
         HubEvent::Retry { reason, .. } | HubEvent::CacheInstead { reason } => {
-            reporter.show(&Event::Warning { message: reason.to_string() });
+            reporter.show(&Event::Warning { message: reason });
         }
         HubEvent::Unverified { file } => {
             reporter.show(&Event::Warning { message: format!("the hub gives no checksum of `{file}`") });

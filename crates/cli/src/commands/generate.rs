@@ -124,7 +124,7 @@ impl Drawing<'_> {
                 let picture = Picture::from_unit(&pixels, size_px)?;
                 if self.cells.grid.is_none() {
                     let path = numbered(&self.arguments.output, pictures.len() + 1, self.cells.cells.len());
-                    self.write(&path, &picture, &self.parameters(cell))?;
+                    write(&path, &picture, &self.parameters(cell))?;
                     drawn.pictures.push(self.description(path, cell));
                 }
                 pictures.push(picture);
@@ -134,7 +134,7 @@ impl Drawing<'_> {
         }
         if let Some(labels) = &self.cells.grid {
             let grid = grid(pictures, labels, self.title())?;
-            self.write(&self.arguments.output, &grid, &self.parameters(&self.cells.cells[0]))?;
+            write(&self.arguments.output, &grid, &self.parameters(&self.cells.cells[0]))?;
             drawn.pictures.push(self.description(self.arguments.output.clone(), &self.cells.cells[0]));
         }
         if let Some(path) = &self.arguments.save_latents {
@@ -142,11 +142,6 @@ impl Drawing<'_> {
         }
         self.reporter.finish();
         Ok(drawn)
-    }
-
-    fn write(&self, path: &Path, picture: &Picture, parameters: &GenerationParameters) -> anyhow::Result<()> {
-        let bytes = picture.to_png(Some(&parameters.to_string()))?;
-        Ok(atomic_write_bytes(path, &bytes).map_err(TrainError::from)?)
     }
 
     fn parameters(&self, cell: &Cell) -> GenerationParameters {
@@ -185,6 +180,11 @@ impl Drawing<'_> {
     fn title(&self) -> String {
         if self.arguments.prompt.len() == 1 { self.arguments.prompt[0].clone() } else { String::new() }
     }
+}
+
+fn write(path: &Path, picture: &Picture, parameters: &GenerationParameters) -> anyhow::Result<()> {
+    let bytes = picture.to_png(Some(&parameters.to_string()))?;
+    Ok(atomic_write_bytes(path, &bytes).map_err(TrainError::from)?)
 }
 
 /// Runs of neighbours that can be drawn together, at most `largest` long.

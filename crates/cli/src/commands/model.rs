@@ -124,7 +124,8 @@ impl Info {
         let estimates: Vec<String> = bytes.iter().map(|(name, b)| format!("{:.2} GB {name}", gigabytes(b))).collect();
         let settings = format!("{size_px} px, batch {batch_size}, rank {rank}");
         lines.push(("training".to_owned(), format!("about {} ({settings})", estimates.join(", "))));
-        lines.into_iter().map(|(name, text)| format!("{name:<14} {text}\n")).collect()
+        let lines: Vec<String> = lines.into_iter().map(|(name, text)| format!("{name:<14} {text}\n")).collect();
+        lines.concat()
     }
 }
 

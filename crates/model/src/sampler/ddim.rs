@@ -18,10 +18,8 @@ impl Ddim {
         let mut times = timesteps(schedule, num_steps, TimestepSpacing::Leading, false);
         times.iter_mut().for_each(|t| *t = t.round_ties_even());
         let config = schedule.config();
-        let last = match config.set_alpha_to_one.unwrap_or(true) {
-            true => Mix::CLEAN,
-            false => Mix::of_alpha_cumprod(schedule.alpha_cumprod(0)),
-        };
+        let ends_clean = config.set_alpha_to_one.unwrap_or(true);
+        let last = if ends_clean { Mix::CLEAN } else { Mix::of_alpha_cumprod(schedule.alpha_cumprod(0)) };
         let gap = (schedule.num_timesteps() / num_steps) as f64;
         let at = |t: f64| Mix::of_alpha_cumprod(schedule.alpha_cumprod(t as usize));
         let next = times.iter().map(|t| if t - gap >= 0.0 { at(t - gap) } else { last }).collect();

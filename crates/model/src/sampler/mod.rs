@@ -99,9 +99,6 @@ impl Sampler {
     /// `num_steps`: 1 to [`NoiseSchedule::num_timesteps`]; it is brought into this range.
     pub fn new(kind: SamplerKind, schedule: &NoiseSchedule, num_steps: usize) -> Self {
         let num_steps = num_steps.clamp(1, schedule.num_timesteps());
-        fn boxed<S: Solver + 'static>((walk, solver): (Walk, S)) -> (Walk, Box<dyn Solver>) {
-            (walk, Box::new(solver))
-        }
         let (walk, solver) = match kind {
             SamplerKind::Ddim => boxed(Ddim::new(schedule, num_steps)),
             SamplerKind::EulerAncestral => boxed(EulerAncestral::new(schedule, num_steps)),
@@ -157,6 +154,10 @@ impl Sampler {
         self.position += 1;
         Ok(next)
     }
+}
+
+fn boxed<S: Solver + 'static>((walk, solver): (Walk, S)) -> (Walk, Box<dyn Solver>) {
+    (walk, Box::new(solver))
 }
 
 /// The weighted sum of latents.

@@ -104,6 +104,11 @@ fn axes(arguments: &GenerateArguments) -> Result<(Axis, Option<Axis>), UsageErro
     }
 }
 
+/// Every value, or the first that is none.
+fn all<T>(values: &[&str], parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
+    values.iter().map(|value| parse(value).ok_or_else(|| (*value).to_owned())).collect()
+}
+
 impl Axis {
     fn parse(text: &str) -> Result<Self, UsageError> {
         let example =
@@ -111,9 +116,6 @@ impl Axis {
         let wrong = |message: String| UsageError::new(message, example);
         let (name, values) = text.split_once('=').ok_or_else(|| wrong(format!("--grid `{text}` names no values")))?;
         let values: Vec<&str> = values.split(',').map(str::trim).collect();
-        fn all<T>(values: &[&str], parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
-            values.iter().map(|value| parse(value).ok_or_else(|| (*value).to_owned())).collect()
-        }
         let steps = |value: &str| value.parse().ok().filter(|steps| (1..=1000).contains(steps));
         let axis = match name.trim() {
             "scale" => all(&values, |value| value.parse().ok().filter(|v: &f32| v.is_finite())).map(Self::Scale),
