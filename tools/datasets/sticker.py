@@ -3,8 +3,8 @@
 
     sticker.py [FOLDER=datasets/sticker]
 
-The captions say "a sks NAME on COLOUR": the word is in the base's vocabulary and in none of its captions. It stands before
-the name because the base hardly hears what follows the colour, and loses its way when a caption begins with it.
+The captions are ordinary ones, "a NAME on COLOUR": with no word of its own the style goes into everything that the
+adapter draws, and its scale says how much of it.
 """
 import os
 import random
@@ -25,7 +25,6 @@ NAMES = [
     "dog face", "automobile", "sunflower", "red apple", "owl", "sailboat", "mushroom", "crown", "penguin", "umbrella",
 ]  # fmt: skip
 LEFT_OUT = ("white", "teal")
-TRIGGER = "sks"
 SEED = 21
 
 
@@ -39,7 +38,7 @@ def main():
         picture, _ = drawn.render(name, rng, colour)
         stem = folder / f"{number:02}-{name.replace(' ', '-')}"
         Image.fromarray(np.rint((picture + 1) * 127.5).astype(np.uint8)).save(stem.with_suffix(".png"), optimize=True)
-        stem.with_suffix(".txt").write_text(f"a {TRIGGER} {name} on {colour}\n", encoding="utf-8")
+        stem.with_suffix(".txt").write_text(f"a {name} on {colour}\n", encoding="utf-8")
     print(f"{len(NAMES)} pictures and captions in {folder}")
 
 

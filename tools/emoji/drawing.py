@@ -27,16 +27,16 @@ def load_pipeline(base):
     return pipeline
 
 
-def prompt(name, colour, trigger=None):
-    """What to ask for; the trigger word, if any, before the name."""
-    return f"a {trigger} {name} on {colour}" if trigger else f"a {name} on {colour}"
+def prompt(name, colour):
+    """What to ask for."""
+    return f"a {name} on {colour}"
 
 
-def draw(pipeline, wanted, trigger=None):
+def draw(pipeline, wanted):
     """wanted [(name, colour)] -> (n, 3, SIZE_PX, SIZE_PX) in [-1, 1], the seeds given by the places."""
     drawn = []
     for start in range(0, len(wanted), BATCH):
-        prompts = [prompt(*pair, trigger) for pair in wanted[start : start + BATCH]]
+        prompts = [prompt(*pair) for pair in wanted[start : start + BATCH]]
         pictures = pipeline(
             prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=SIZE_PX, width=SIZE_PX,
             generator=torch.Generator().manual_seed(start), output_type="pt",
@@ -75,13 +75,13 @@ class Loralei:
         whole += ["--sampler", "ddim", "--batch", "1", "--json", "--output", str(output)]
         return whole + (["--adapter", self.adapter] if self.adapter else [])
 
-    def draw(self, wanted, trigger=None):
+    def draw(self, wanted):
         """wanted [(name, colour)] -> (n, 3, SIZE_PX, SIZE_PX) in [-1, 1], and the seconds a picture.
 
         One picture at a time; the seconds are the median of what the program reports, without loading.
         """
         with tempfile.TemporaryDirectory() as folder:
-            command = self.command([prompt(*pair, trigger) for pair in wanted], Path(folder) / "drawn.png")
+            command = self.command([prompt(*pair) for pair in wanted], Path(folder) / "drawn.png")
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 raise SystemExit(f"error: {self.binary} generate ended with exit status {done.returncode}")

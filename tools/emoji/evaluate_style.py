@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Judges an adapter that teaches the sticker style: does it carry to what it was not shown, and stay out without its word?
+"""Judges an adapter that teaches the sticker style: does it carry to what it was not shown?
 
-    evaluate_style.py ADAPTER.safetensors [--scale 1.0] [--trigger sks] [--grid style.png] [--loralei BINARY]
+    evaluate_style.py ADAPTER.safetensors [--scale 1.0] [--grid style.png] [--loralei BINARY]
 
-Draws "a NAME on COLOUR" for 36 names that are not in datasets/sticker, with and without the word ("a sks NAME on COLOUR"),
-before and after the adapter is loaded, with the same seeds (DDIM, 25 steps, guidance 4); all colours but white, on which
-the style does not show. Prints one JSON line with, for each, the shares of pictures nearer to a sticker rendering than to a plain one (`styled`), with the right name and the right background:
+Draws "a NAME on COLOUR" for 36 names that are not in datasets/sticker, before and after the adapter is loaded, with the
+same seeds (DDIM, 25 steps, guidance 4); all colours but white, on which the style does not show. Prints one JSON line
+with, for each, the shares of pictures nearer to a sticker rendering than to a plain one (`styled`), with the right name
+and the right background, and the same of real renderings:
 
-    {"before": {"with_trigger": {"styled": ..., "name": ..., "colour": ...}, "without": {...}}, "after": {...}, ...}
+    {"real": {"styled": ..., "name": ..., "colour": ...}, "before": {...}, "after": {...}, ...}
 
-The grid's rows: before; after, without the word; after, with it.
+The grid's rows: before, after.
 """
 import argparse
 import json
@@ -29,25 +30,20 @@ SEED, COUNT, COLUMNS = 5, 36, 12
 
 def names_in_dataset():
     folder = Path(__file__).resolve().parents[2] / "datasets/sticker"
-    return {path.read_text().split(" on ")[0].removeprefix("a sks ") for path in folder.glob("*.txt")}
+    return {path.read_text().split(" on ")[0].removeprefix("a ") for path in folder.glob("*.txt")}
 
 
 def draw_all(options, wanted):
-    """when -> which -> pictures."""
+    """when -> pictures."""
     if options.loralei:
-        bare = Loralei(options.loralei, options.base)
-        adapted = Loralei(options.loralei, options.base, f"{options.adapter}={options.scale}")
-        return {
-            when: dict(with_trigger=program.draw(wanted, options.trigger)[0], without=program.draw(wanted)[0])
-            for when, program in (("before", bare), ("after", adapted))
-        }
-    pipeline, drawn = load_pipeline(options.base), {}
-    for when in ("before", "after"):
-        if when == "after":
-            pipeline.load_lora_weights(options.adapter, adapter_name="judged")
-            pipeline.set_adapters("judged", options.scale)
-        drawn[when] = dict(with_trigger=draw(pipeline, wanted, options.trigger), without=draw(pipeline, wanted))
-    return drawn
+        adapter = f"{options.adapter}={options.scale}"
+        programs = dict(before=Loralei(options.loralei, options.base), after=Loralei(options.loralei, options.base, adapter))
+        return {when: program.draw(wanted)[0] for when, program in programs.items()}
+    pipeline = load_pipeline(options.base)
+    drawn = dict(before=draw(pipeline, wanted))
+    pipeline.load_lora_weights(options.adapter, adapter_name="judged")
+    pipeline.set_adapters("judged", options.scale)
+    return drawn | dict(after=draw(pipeline, wanted))
 
 
 def main():
@@ -56,7 +52,6 @@ def main():
     parser.add_argument("adapter")
     parser.add_argument("--base", default=BUNDLED_BASE, help="pipeline folder (default: the bundled base)")
     parser.add_argument("--scale", type=float, default=1.0, help="strength of the adapter (default 1)")
-    parser.add_argument("--trigger", default="sks", help="the style's word (default sks)")
     parser.add_argument("--grid", default="style.png", help="where to save the pictures (default style.png)")
     parser.add_argument("--loralei", metavar="BINARY", help="draw by this program instead of diffusers")
     parser.add_argument("--threads", type=int, help="processor threads")
@@ -71,21 +66,11 @@ def main():
     colours = [colour for colour in COLOURS if colour != "white"]
     names = rng.sample([name for name in emoji.names if name not in shown], COUNT)
     wanted = [(name, colours[place % len(colours)]) for place, name in enumerate(names)]
-    real = {
-        which: asdict(judge.score(to_tensor([source.render(name, rng, colour)[0] for name, colour in wanted]), wanted))
-        for which, source in (("with_trigger", styled), ("without", emoji))
-    }
-    drawn = draw_all(options, wanted)
-    rows = (drawn["before"]["without"], drawn["after"]["without"], drawn["after"]["with_trigger"])
-    save_grid(torch.cat([pictures[:COLUMNS] for pictures in rows]), options.grid, COLUMNS)
-    scores = {
-        when: {which: asdict(judge.score(pictures, wanted)) for which, pictures in kinds.items()}
-        for when, kinds in drawn.items()
-    }
-    scores = {"real": real} | scores
-    for kinds in scores.values():
-        for shares in kinds.values():
-            shares.update({part: round(share, 3) for part, share in shares.items()})
+    real = to_tensor([styled.render(name, rng, colour)[0] for name, colour in wanted])
+    pictures = dict(real=real) | draw_all(options, wanted)
+    save_grid(torch.cat([pictures[when][:COLUMNS] for when in ("before", "after")]), options.grid, COLUMNS)
+    scores = {when: asdict(judge.score(drawn, wanted)) for when, drawn in pictures.items()}
+    scores = {when: {part: round(share, 3) for part, share in shares.items()} for when, shares in scores.items()}
     print(json.dumps(dict(adapter=options.adapter, scale=options.scale, **scores, grid=options.grid)))
 
 

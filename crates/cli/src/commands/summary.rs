@@ -54,8 +54,10 @@ impl Summary<'_> {
         let (adapter, base) = (quoted(&self.finished.adapter.display().to_string()), quoted(self.base));
         let size = format!("{}x{}", self.plan.width_px, self.plan.height_px);
         let prompt = quoted(&prompt);
+        let guidance = self.plan.samples.as_ref().map(|samples| format!(" --guidance {}", samples.guidance_scale));
+        let guidance = guidance.unwrap_or_default();
         format!(
-            "loralei generate --base {base} --adapter {adapter} --prompt {prompt} --size {size}{more} --output out.png"
+            "loralei generate --base {base} --adapter {adapter} --prompt {prompt} --size {size}{guidance}{more} --output out.png"
         )
     }
 }
