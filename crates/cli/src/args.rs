@@ -95,7 +95,7 @@ pub(crate) struct GenerateArguments {
     /// Pictures of each prompt
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=9999))]
     pub(crate) count: u16,
-    /// Pictures that are drawn together: faster where one is small, more memory
+    /// Pictures that are drawn together, which takes more memory
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) batch: u16,
     /// Steps of the sampler

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// candle's own threads wait for work by spinning, on the cores that our operations need: a quarter of a training step.
+/// candle's own threads wait for work by spinning, on the cores that our operations need.
 /// What is left to candle are sums and copies, for which one core is enough.
 #[allow(unsafe_code)]
 fn keep_candle_single() {

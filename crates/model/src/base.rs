@@ -27,7 +27,6 @@ struct TextSide {
 
 /// An opened base.
 pub struct Base {
-    source: BaseSource,
     files: BaseFiles,
     unet: UnetConfig,
     vae: VaeConfig,
@@ -44,7 +43,7 @@ impl Base {
     /// # Errors
     /// A file that is missing or makes no network, a base of another model.
     pub fn open(source: BaseSource, prediction: Option<Prediction>, dtype: DType, device: &Device) -> Result<Self> {
-        let files = BaseFiles::open(&source, prediction)?;
+        let files = BaseFiles::open(source, prediction)?;
         let text = TextSide {
             folder: "text_encoder",
             tokenizer: "tokenizer",
@@ -64,7 +63,6 @@ impl Base {
             scheduler,
             text: vec![text],
             files,
-            source,
             dtype,
             device: device.clone(),
         })
@@ -72,15 +70,14 @@ impl Base {
 
     /// What the user called it.
     pub fn name(&self) -> String {
-        self.source.name()
+        self.files.name()
     }
 
     /// The file on disk that has the U-Net's weights; none if it is bundled. Metadata records its hash.
     pub fn unet_file(&self) -> Option<PathBuf> {
-        match &self.source {
-            BaseSource::Bundled(..) => None,
-            BaseSource::File(path) => Some(path.clone()),
-            BaseSource::Folder(_) => Some(self.unet_weights().ok()?.path().to_owned()),
+        match &self.files {
+            BaseFiles::Bundled(..) => None,
+            _ => Some(self.unet_weights().ok()?.path().to_owned()),
         }
     }
 

@@ -26,14 +26,6 @@ impl BaseSource {
     pub fn at_path(path: &Path) -> Self {
         if path.is_file() { Self::File(path.to_owned()) } else { Self::Folder(path.to_owned()) }
     }
-
-    /// What the user called it.
-    pub fn name(&self) -> String {
-        match self {
-            Self::Folder(path) | Self::File(path) => path.display().to_string(),
-            Self::Bundled(name, _) => (*name).to_owned(),
-        }
-    }
 }
 
 /// An opened source.
@@ -45,15 +37,15 @@ pub(crate) enum BaseFiles {
 }
 
 impl BaseFiles {
-    pub(crate) fn open(source: &BaseSource, prediction: Option<Prediction>) -> Result<Self> {
+    pub(crate) fn open(source: BaseSource, prediction: Option<Prediction>) -> Result<Self> {
         let files = match source {
             BaseSource::Folder(folder) => {
-                std::fs::read_dir(folder)
+                std::fs::read_dir(&folder)
                     .map_err(|error| ModelError::Unreadable { path: folder.clone(), source: error })?;
-                Self::Folder(folder.clone())
+                Self::Folder(folder)
             }
             BaseSource::Bundled(name, files) => Self::Bundled(name, files),
-            BaseSource::File(path) => Self::Single(SingleFile::open(path, prediction)?),
+            BaseSource::File(path) => Self::Single(SingleFile::open(&path, prediction)?),
         };
         files.refuse_foreign_pipeline()?;
         Ok(files)
@@ -79,7 +71,8 @@ impl BaseFiles {
         }
     }
 
-    fn name(&self) -> String {
+    /// What the user called it.
+    pub(crate) fn name(&self) -> String {
         match self {
             Self::Folder(path) => path.display().to_string(),
             Self::Bundled(name, _) => (*name).to_owned(),
@@ -150,18 +143,20 @@ impl BaseFiles {
     }
 
     pub(crate) fn vae(&self, config: &VaeConfig) -> Result<WeightFiles> {
-        match self {
-            Self::Single(file) => Ok(file.vae(config)),
-            _ => self.tensors("vae", "diffusion_pytorch_model", "diffusion_pytorch_model").map(WeightFiles::from),
+        if let Self::Single(file) = self {
+            return Ok(file.vae(config));
         }
+        let files = self.tensors("vae", "diffusion_pytorch_model", "diffusion_pytorch_model")?;
+        Ok(WeightFiles::renamed(files, current_vae_name))
     }
 
     /// Names begin below `text_model.`.
     pub(crate) fn text_encoder(&self, folder: &str, config: &TextEncoderConfig) -> Result<WeightFiles> {
-        match self {
-            Self::Single(file) => Ok(file.text_encoder(config.num_hidden_layers)),
-            _ => Ok(WeightFiles::with_prefix(self.tensors(folder, "model", "pytorch_model")?, "text_model.")),
+        if let Self::Single(file) = self {
+            return Ok(file.text_encoder(config.num_hidden_layers));
         }
+        let below = |name: &str| name.strip_prefix("text_model.").unwrap_or(name).to_owned();
+        Ok(WeightFiles::renamed(self.tensors(folder, "model", "pytorch_model")?, below))
     }
 
     pub(crate) fn tokenizer(&self, folder: &str, vocab_size: usize) -> Result<TokenizerFiles> {
@@ -177,4 +172,10 @@ impl BaseFiles {
             config: text("tokenizer_config.json")?,
         })
     }
+}
+
+/// Before diffusers 0.16 the autoencoder's attention had other names.
+fn current_vae_name(name: &str) -> String {
+    let pairs = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    pairs.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new))
 }

@@ -12,7 +12,7 @@ use crate::weight_files::WeightFiles;
 use crate::weights::Result;
 use loralei_adapter::{AdapterError, Dtype, TensorInfo, atomic_write_bytes, write_tensors_streamed};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// How a base lies on the disk.
@@ -81,7 +81,7 @@ impl<'a> Conversion<'a> {
         let mut plan = FilePlan::default();
         let (unet, vae) = (unet_names(self.base.unet_config()), vae_names(self.base.vae_config()));
         self.add(&mut plan, &self.parts.unet, |name| unet.original(name))?;
-        self.add(&mut plan, &self.parts.vae, |name| vae.original(&current_vae_name(name)))?;
+        self.add(&mut plan, &self.parts.vae, |name| vae.original(name))?;
         for (name, info) in &mut plan.infos {
             // The original's attention is made of 1x1 convolutions.
             if let (true, [a, b]) = (name.starts_with(VAE) && name.contains(".attn_1."), &info.shape[..]) {
@@ -93,10 +93,9 @@ impl<'a> Conversion<'a> {
         let is_open_clip = config.hidden_act == "gelu";
         let num_layers = config.num_hidden_layers;
         let names = if is_open_clip { open_clip_names(num_layers) } else { Names::clip() };
-        let thirds = if is_open_clip { self.stack(&mut plan, num_layers)? } else { Vec::new() };
-        self.add(&mut plan, text, |name| {
-            if thirds.iter().any(|third| third == name) { Some(String::new()) } else { names.original(name) }
-        })?;
+        let stacked = if is_open_clip { self.stack(&mut plan, num_layers)? } else { BTreeSet::new() };
+        let alone = text.names().filter(|name| !stacked.contains(*name));
+        self.add_some(&mut plan, text, alone, |name| names.original(name))?;
         let mut done = 0;
         plan.write(output, &self.metadata()?, &mut |total| {
             done += 1;
@@ -105,9 +104,9 @@ impl<'a> Conversion<'a> {
     }
 
     /// Puts q, k and v of every layer into one tensor; returns the names of what was put.
-    fn stack(&self, plan: &mut FilePlan<'a>, num_layers: usize) -> Result<Vec<String>> {
+    fn stack(&self, plan: &mut FilePlan<'a>, num_layers: usize) -> Result<BTreeSet<String>> {
         let weights = &self.parts.text_encoder;
-        let mut thirds = Vec::new();
+        let mut thirds = BTreeSet::new();
         for (i, leaf) in (0..num_layers).flat_map(|i| [(i, "weight"), (i, "bias")]) {
             let (theirs, ours) = stacked(i, leaf);
             let Some(mut info) = weights.info(&ours[0]) else {
@@ -133,10 +132,7 @@ impl<'a> Conversion<'a> {
             ),
             (
                 "vae/diffusion_pytorch_model",
-                self.plan(&self.parts.vae, |name| {
-                    let name = current_vae_name(name);
-                    vae.original(&name).map(|_| name)
-                })?,
+                self.plan(&self.parts.vae, |name| vae.original(name).map(|_| name.to_owned()))?,
             ),
             ("text_encoder/model", self.plan(&self.parts.text_encoder, text)?),
         ];
@@ -190,22 +186,29 @@ impl<'a> Conversion<'a> {
         Ok(plan)
     }
 
-    /// Adds all tensors of a network under their new names; an empty name leaves one out.
+    /// Adds all tensors of a network under their new names.
     fn add(
         &self,
         plan: &mut FilePlan<'a>,
         weights: &'a WeightFiles,
         rename: impl Fn(&str) -> Option<String>,
     ) -> Result<()> {
-        for name in weights.names().filter(|name| !name.ends_with("position_ids")) {
+        self.add_some(plan, weights, weights.names(), rename)
+    }
+
+    fn add_some<'n>(
+        &self,
+        plan: &mut FilePlan<'a>,
+        weights: &'a WeightFiles,
+        names: impl Iterator<Item = &'n str>,
+        rename: impl Fn(&str) -> Option<String>,
+    ) -> Result<()> {
+        for name in names.filter(|name| !name.ends_with("position_ids")) {
             let Some(mut info) = weights.info(name) else { continue };
             let Some(new_name) = rename(name) else {
                 let file = weights.path().display().to_string();
                 return Err(ModelError::UnexpectedTensors { file, count: 1, key: name.to_owned() });
             };
-            if new_name.is_empty() {
-                continue;
-            }
             info.dtype = self.stored(info.dtype);
             plan.infos.insert(new_name.clone(), info);
             plan.origins.insert(new_name, Origin { weights, names: vec![name.to_owned()] });
@@ -286,12 +289,6 @@ impl<'a> Conversion<'a> {
 /// transformers refuses a file without it.
 fn pytorch_mark() -> (String, String) {
     ("format".to_owned(), "pt".to_owned())
-}
-
-/// Before diffusers 0.16 the autoencoder's attention had other names.
-fn current_vae_name(name: &str) -> String {
-    let pairs = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
-    pairs.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new))
 }
 
 impl FilePlan<'_> {

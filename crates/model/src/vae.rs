@@ -10,8 +10,7 @@ use candle_core::Tensor;
 
 const EPS: f64 = 1e-6;
 
-/// The attention of the middle block: one head as wide as the map. Old files call its layers query, key, value and
-/// proj_attn.
+/// The attention of the middle block: one head as wide as the map.
 struct MidAttention {
     group_norm: GroupNorm,
     to_q: Linear,
@@ -22,15 +21,13 @@ struct MidAttention {
 
 impl MidAttention {
     fn new(weights: &Weights, channels: usize, groups: usize) -> Result<Self> {
-        let old = weights.at("query").has("weight");
-        let layer =
-            |new_name, old_name| weights.at(if old { old_name } else { new_name }).linear(channels, channels, true);
+        let layer = |name| weights.at(name).linear(channels, channels, true);
         Ok(Self {
             group_norm: weights.at("group_norm").group_norm(channels, groups, EPS)?,
-            to_q: layer("to_q", "query")?,
-            to_k: layer("to_k", "key")?,
-            to_v: layer("to_v", "value")?,
-            to_out: layer("to_out.0", "proj_attn")?,
+            to_q: layer("to_q")?,
+            to_k: layer("to_k")?,
+            to_v: layer("to_v")?,
+            to_out: layer("to_out.0")?,
         })
     }
 

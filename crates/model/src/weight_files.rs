@@ -24,19 +24,18 @@ pub struct WeightFiles {
 impl From<TensorFiles> for WeightFiles {
     /// A file that holds one network under its own names.
     fn from(files: TensorFiles) -> Self {
-        Self::with_prefix(files, "")
+        Self::renamed(files, str::to_owned)
     }
 }
 
 impl WeightFiles {
-    /// A file that holds one network; `prefix` stands before all names and is not part of the network's.
-    pub(crate) fn with_prefix(files: TensorFiles, prefix: &str) -> Self {
+    /// A file that holds one network under names of its own; `rename` gives the network's.
+    pub(crate) fn renamed(files: TensorFiles, rename: impl Fn(&str) -> String) -> Self {
         let files = Arc::new(files);
         let all: Vec<String> = files.names().map(str::to_owned).collect();
         let mut this = Self { files, places: BTreeMap::new() };
         for name in all {
-            let ours = name.strip_prefix(prefix).unwrap_or(&name).to_owned();
-            this.insert(ours, name, None);
+            this.insert(rename(&name), name, None);
         }
         this
     }

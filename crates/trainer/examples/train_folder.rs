@@ -32,6 +32,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let handle = std::thread::Builder::new().stack_size(256 << 20).spawn(run)?;
     let finished = handle.join().map_err(|_| "the run panicked")??;
-    writeln!(std::io::stdout(), "{}", finished.adapter.display())?;
+    writeln!(std::io::stdout(), "{}", finished.adapter.path.display())?;
     Ok(())
 }

@@ -70,6 +70,7 @@ pub use metrics::MetricsWriter;
 pub use network::{Network, Text};
 pub use objective::{MicroBatch, Outcome};
 pub use plan::{BaseChoice, ComponentPlan, Plan, PriorPlan};
+pub use result::WrittenAdapter;
 pub use run::{Finished, train};
 pub use smoothed_loss::SmoothedLoss;
 pub use verify::{StepVerification, Verified};

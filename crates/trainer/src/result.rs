@@ -11,11 +11,23 @@ use crate::config::{Checkpointing, Dtype, ScheduleKind};
 use crate::error::TrainError;
 use crate::event::Event;
 use crate::plan::Plan;
-use crate::run::Finished;
 
 /// Where the adapter of a run goes.
 pub(crate) fn adapter_path(plan: &Plan) -> PathBuf {
     plan.output_folder.join(format!("{}.safetensors", plan.output_name))
+}
+
+/// The file that a run left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenAdapter {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size on the disk.
+    pub num_bytes: u64,
+    /// Its modules.
+    pub num_modules: usize,
+    /// Numbers that were trained.
+    pub num_parameters: usize,
 }
 
 /// What the file says about its making.
@@ -28,7 +40,11 @@ pub(crate) struct AdapterFile<'a> {
 
 impl AdapterFile<'_> {
     /// Writes the file, reads it back and checks that something was learned.
-    pub(crate) fn write(&self, factors: &AdapterSet, events: &mut dyn FnMut(Event)) -> Result<Finished, TrainError> {
+    pub(crate) fn write(
+        &self,
+        factors: &AdapterSet,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<WrittenAdapter, TrainError> {
         let mut adapter = factors.to_adapter()?;
         adapter.metadata = self.facts().to_metadata();
         for issue in adapter.portability_issues() {
@@ -55,7 +71,7 @@ impl AdapterFile<'_> {
         let num_parameters = adapter.modules.values().map(|m| m.down.data.len() + m.up.data.len()).sum();
         events(Event::Saved { path: path.clone(), num_bytes });
         let num_modules = adapter.modules.len();
-        Ok(Finished { adapter: path, num_bytes, num_modules, num_parameters, losses: (0.0, 0.0), samples: None })
+        Ok(WrittenAdapter { path, num_bytes, num_modules, num_parameters })
     }
 
     fn facts(&self) -> TrainingFacts {

@@ -5,7 +5,7 @@
 
 use loralei_data::{CaptionRules, Folder, batch_at};
 use loralei_model::{Base, BaseSource};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{Device, Var};
@@ -24,7 +24,7 @@ use crate::network::{Network, tensor};
 use crate::objective::MicroBatch;
 use crate::plan::Plan;
 use crate::prior::prior_captions;
-use crate::result::{AdapterFile, adapter_path};
+use crate::result::{AdapterFile, WrittenAdapter, adapter_path};
 use crate::smoothed_loss::SmoothedLoss;
 use loralei_model::{Draw, Purpose};
 
@@ -32,13 +32,7 @@ use loralei_model::{Draw, Purpose};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finished {
     /// The adapter.
-    pub adapter: PathBuf,
-    /// Its size on the disk.
-    pub num_bytes: u64,
-    /// Its modules.
-    pub num_modules: usize,
-    /// Numbers that were trained.
-    pub num_parameters: usize,
+    pub adapter: WrittenAdapter,
     /// Mean loss of the first and of the last tenth of the steps.
     pub losses: (f64, f64),
     /// Pictures before and after, if the settings ask for some.
@@ -91,11 +85,10 @@ pub fn train(
     }
 
     let file = AdapterFile { plan, base: &base, folder: &folder, resolved_toml };
-    let mut finished = file.write(network.factors(), events)?;
-    finished.losses = first_and_last(&losses);
-    if let Some(samples) = &plan.samples {
-        finished.samples = Some(SampleRun { plan, samples, base: &base, network: &network }.draw(events)?);
-    }
+    let adapter = file.write(network.factors(), events)?;
+    let samples = plan.samples.as_ref().map(|samples| SampleRun { plan, samples, base: &base, network: &network });
+    let samples = samples.map(|run| run.draw(events)).transpose()?;
+    let finished = Finished { adapter, losses: first_and_last(&losses), samples };
     let elapsed_s = started.elapsed().as_secs_f64();
     events(Event::Done { num_steps: plan.steps, elapsed_s, peak_resident_bytes: peak_resident_bytes() });
     Ok(finished)

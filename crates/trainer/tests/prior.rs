@@ -83,7 +83,7 @@ fn a_run_with_the_prior_stays_nearer_to_the_base_on_other_captions() {
         let plan = Plan::new(&resolved.config).unwrap();
         let source = BaseSource::Folder(repository().join("tests/golden/sd1/base"));
         let finished = train(&plan, &resolved.to_toml(), source, &mut |_| ()).unwrap();
-        Adapter::read(&finished.adapter).unwrap()
+        Adapter::read(&finished.adapter.path).unwrap()
     };
     let (free, held) =
         (trained("free", &[]), trained("held", &["prior.kind=base", "prior.weight=4", "prior.every_steps=1"]));

@@ -1,6 +1,6 @@
 //! What a run leaves behind, on one screen: what was learned, where it is, what to do with it.
 
-use loralei_trainer::{BeforeAfter, Finished, Plan};
+use loralei_trainer::{BeforeAfter, Finished, Plan, WrittenAdapter};
 
 /// A finished run.
 pub(crate) struct Summary<'a> {
@@ -13,10 +13,11 @@ pub(crate) struct Summary<'a> {
 impl Summary<'_> {
     /// One line each.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let Finished { adapter, num_bytes, num_modules, num_parameters, losses, .. } = self.finished;
+        let Finished { adapter: WrittenAdapter { path, num_bytes, num_modules, num_parameters }, losses, .. } =
+            self.finished;
         let mut lines = vec![
             String::new(),
-            line("adapter", &format!("{} ({:.2} MB)", adapter.display(), *num_bytes as f64 / 1e6)),
+            line("adapter", &format!("{} ({:.2} MB)", path.display(), *num_bytes as f64 / 1e6)),
             line(
                 "",
                 &format!(
@@ -51,7 +52,7 @@ impl Summary<'_> {
         let prompts = self.plan.samples.iter().flat_map(|samples| &samples.prompts);
         let trigger = self.plan.trigger.clone().unwrap_or_default();
         let prompt = prompts.into_iter().find(|prompt| prompt.contains(&trigger)).cloned().unwrap_or(trigger);
-        let (adapter, base) = (quoted(&self.finished.adapter.display().to_string()), quoted(self.base));
+        let (adapter, base) = (quoted(&self.finished.adapter.path.display().to_string()), quoted(self.base));
         let size = format!("{}x{}", self.plan.width_px, self.plan.height_px);
         let prompt = quoted(&prompt);
         let guidance = self.plan.samples.as_ref().map(|samples| format!(" --guidance {}", samples.guidance_scale));

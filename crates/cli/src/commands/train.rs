@@ -16,7 +16,7 @@ pub(crate) fn run(arguments: &TrainArguments, reporter: &mut Reporter) -> anyhow
     }
     let base = base::source(&plan.base, reporter)?;
     let finished = loralei_trainer::train(&plan, &resolved.to_toml(), base, &mut |event| reporter.show(&event))?;
-    writeln!(stdout(), "{}", finished.adapter.display())?;
+    writeln!(stdout(), "{}", finished.adapter.path.display())?;
     let summary = Summary { plan: &plan, finished: &finished, base: &base_name(&plan) };
     for line in summary.lines() {
         reporter.show(&Event::Note { message: line });
