@@ -1,5 +1,6 @@
 //! Every operation against a plain composition of candle's own differentiable operations (f32 and bf16), and against
-//! finite differences (f64): values and the gradient of every input that carries one.
+//! finite differences (f64): values and the gradient of every input that carries one. Each is run on our kernels and on
+//! candle's tensor operations.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -54,17 +55,22 @@ fn check(name: &str, inputs: &[Tensor], frozen: &[Tensor], ours: Op, oracle: Op)
     let (expected, expected_gradients) = run(&|x| closed(oracle, x, &frozen64), &exact, &projection);
     for (dtype, tolerance) in [(DType::F64, 2e-6), (DType::F32, 1e-5), (DType::BF16, 2e-2)] {
         let (frozen, inputs) = (cast(frozen, dtype), cast(inputs, dtype));
-        let (value, gradients) = run(&|x| closed(ours, x, &frozen), &inputs, &projection);
-        assert_eq!(value.dtype(), dtype, "{name}");
-        assert_eq!(value.dims(), expected.dims(), "{name}");
-        assert!(distance(&value, &expected) < tolerance, "{name} {dtype:?} value: {}", distance(&value, &expected));
-        for (i, (ours, theirs)) in gradients.iter().zip(&expected_gradients).enumerate() {
-            assert_eq!(ours.dtype(), dtype, "{name}");
-            let d = distance(ours, theirs);
-            assert!(d < tolerance, "{name} {dtype:?} gradient of input {i}: {d}");
+        let kernels = run(&|x| closed(ours, x, &frozen), &inputs, &projection);
+        let generic = ops::without_kernels(|| run(&|x| closed(ours, x, &frozen), &inputs, &projection));
+        for (path, (value, gradients)) in [("kernels", kernels), ("generic", generic)] {
+            let name = format!("{name} {dtype:?} {path}");
+            assert_eq!(value.dtype(), dtype, "{name}");
+            assert_eq!(value.dims(), expected.dims(), "{name}");
+            assert!(distance(&value, &expected) < tolerance, "{name} value: {}", distance(&value, &expected));
+            for (i, (ours, theirs)) in gradients.iter().zip(&expected_gradients).enumerate() {
+                assert_eq!(ours.dtype(), dtype, "{name}");
+                let d = distance(ours, theirs);
+                assert!(d < tolerance, "{name} gradient of input {i}: {d}");
+            }
         }
     }
     finite_differences(name, &|x| closed(ours, x, &frozen64), &exact, &projection);
+    ops::without_kernels(|| finite_differences(name, &|x| closed(ours, x, &frozen64), &exact, &projection));
 }
 
 /// Central differences along random directions: d/dt <projection, op(x + t v)> = <gradient, v>.

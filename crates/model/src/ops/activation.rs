@@ -4,6 +4,7 @@
 //! - quick GELU(x) = x sigmoid(1.702 x), as OpenAI's CLIP has it.
 //! - GEGLU(a, g) = a GELU(g), where (a, g) are the two halves of the last axis (Shazeer 2020, arXiv 2002.05202).
 
+use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use super::real::{Real, map, map2, vectorized};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -55,6 +56,9 @@ impl Activation {
 /// # Errors
 /// If the dtype is not a floating-point one.
 pub fn activation(xs: &Tensor, kind: Activation) -> Result<Tensor> {
+    if !generic::has_kernel(xs) {
+        return generic::activation(xs, kind);
+    }
     xs.apply_op1(kind)
 }
 
@@ -95,6 +99,7 @@ impl CustomOp1 for Activation {
 /// If the last axis is odd.
 pub fn geglu(xs: &Tensor) -> Result<Tensor> {
     match xs.dims().last() {
+        Some(width) if width % 2 == 0 && !generic::has_kernel(xs) => generic::geglu(xs),
         Some(width) if width % 2 == 0 => xs.apply_op1(Geglu { half: width / 2 }),
         _ => bail!("GEGLU needs an even last axis, not {:?}", xs.shape()),
     }

@@ -6,6 +6,7 @@
 //! dS = P * (dP - rowsum(P * dP)); dQ = s dS K; dK += s dS^T Q; dV += P^T dO. Only q, k, v are kept.
 
 use super::gemm::{Cores, Matrix, gemm};
+use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use super::real::{maximum, sum_by, vectorized};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -26,6 +27,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, num_heads: usize, causal: b
     }
     if causal && queries != keys {
         bail!("causal attention needs as many keys as queries, not {keys} for {queries}");
+    }
+    if !generic::has_kernel(q) {
+        return generic::attention(q, k, v, num_heads, causal);
     }
     q.apply_op3(k, v, Attention { batch: b, queries, keys, num_heads, head_size: width / num_heads, causal })
 }

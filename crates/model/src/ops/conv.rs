@@ -5,6 +5,7 @@
 //! convolution. The kernel is used as it lies for both directions, so nothing about it is kept twice.
 
 use super::gemm::{Cores, Matrix, gemm, rows_per_task};
+use super::generic;
 use super::im2col::Patches;
 use super::linear::{LoraGradients, linear, lora_linear, rows_of};
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
@@ -40,7 +41,11 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Con
     if let Some(matrix) = as_matrix(weight, geometry)? {
         return linear(xs, &matrix, bias);
     }
-    xs.apply_op1(FrozenConv(Frozen::new(xs, weight, bias, geometry)?))
+    let frozen = Frozen::new(xs, weight, bias, geometry)?;
+    if !generic::has_kernel(xs) {
+        return generic::conv2d(xs, weight, bias, geometry);
+    }
+    xs.apply_op1(FrozenConv(frozen))
 }
 
 /// A convolution with a frozen kernel and a LoRA term of strength `scale` = alpha / r.
@@ -66,6 +71,9 @@ pub fn lora_conv2d(
     let (rank, kernel) = (down.dim(0)?, frozen.patches.kernel);
     if down.dims() != [rank, frozen.patches.channels, kernel, kernel] || up.elem_count() != rank * frozen.num_out {
         bail!("LoRA factors {:?} and {:?} do not fit a kernel of shape {:?}", down.shape(), up.shape(), weight.shape());
+    }
+    if !generic::has_kernel(xs) {
+        return generic::lora_conv2d(xs, down, up, weight, bias, geometry, scale);
     }
     xs.apply_op3(down, up, LoraConv { frozen, rank, scale })
 }

@@ -5,6 +5,7 @@
 //! with dz = dy silu'(z) and dxhat = dz g: dx = rstd (dxhat - mean(dxhat) - xhat mean(dxhat xhat)).
 //! Work goes channel by channel and pixel by pixel (vectors over channels); groups appear only in the statistics.
 
+use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use super::real::vectorized;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -18,6 +19,9 @@ pub fn group_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, ep
     let channels = weight.elem_count();
     if xs.rank() < 2 || xs.dims().last() != Some(&channels) || groups == 0 || !channels.is_multiple_of(groups) {
         bail!("a group norm of {groups} groups over {channels} channels was given {:?}", xs.shape());
+    }
+    if !generic::has_kernel(xs) {
+        return generic::group_norm(xs, weight, bias, groups, eps, silu);
     }
     let pixels = xs.elem_count() / (xs.dim(0)? * channels);
     xs.apply_op1(GroupNorm { weight: weight.detach(), bias: bias.detach(), channels, groups, pixels, eps, silu })

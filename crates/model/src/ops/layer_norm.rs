@@ -3,6 +3,7 @@
 //! y = (x - mean) rstd g + b. Backward in closed form, with xhat = (x - mean) rstd and dxhat = dy g:
 //! dx = rstd (dxhat - mean(dxhat) - xhat mean(dxhat xhat)). A row's statistics are computed again: it lies in the cache.
 
+use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use super::real::{sum_by, vectorized};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -16,6 +17,9 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
     let channels = weight.elem_count();
     if xs.dims().last() != Some(&channels) || bias.elem_count() != channels {
         bail!("a layer norm of {channels} channels was given {:?}", xs.shape());
+    }
+    if !generic::has_kernel(xs) {
+        return generic::layer_norm(xs, weight, bias, eps);
     }
     xs.apply_op1(LayerNorm { weight: weight.detach(), bias: bias.detach(), channels, eps })
 }

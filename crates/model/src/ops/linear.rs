@@ -4,6 +4,7 @@
 //! gradient of W is ever formed, and nothing but x is kept (Hu et al. 2021, arXiv 2106.09685, equation 3).
 
 use super::gemm::{Cores, Matrix, gemm};
+use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
@@ -15,6 +16,9 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 /// If the shapes do not fit.
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let frozen = Frozen::new(xs, weight, bias)?;
+    if !generic::has_kernel(xs) {
+        return generic::linear(xs, weight, bias);
+    }
     xs.apply_op1(FrozenLinear(frozen))
 }
 
@@ -37,6 +41,9 @@ pub fn lora_linear(
     let rank = down.dim(0)?;
     if down.elem_count() != rank * frozen.num_in || up.elem_count() != rank * frozen.num_out {
         bail!("LoRA factors {:?} and {:?} do not fit a weight of shape {:?}", down.shape(), up.shape(), weight.shape());
+    }
+    if !generic::has_kernel(xs) {
+        return generic::lora_linear(xs, down, up, weight, bias, scale);
     }
     xs.apply_op3(down, up, LoraLinear { frozen, rank, scale })
 }

@@ -9,6 +9,8 @@
 //!   then read the same memory, without a copy between them.
 //! - Kernels of convolutions are `(out, kh, kw, in)`; LoRA factors keep the shapes of the file.
 //! - f32 and f64 are computed as they are; bf16 and f16 are widened to f32, computed, and narrowed once at the end.
+//! - An operation has two implementations: kernels for the CPU, and `generic`, made of candle's tensor operations, for
+//!   devices without kernels of ours. [`composed`] is a third one, only for tests.
 //! - Every reduction is cut at fixed places, never by the number of threads: the same input gives the same bytes.
 //!
 //! Axis legend: b batch, h w height width, c channels, l tokens, n heads, d head size, r rank, m rows.
@@ -18,6 +20,7 @@ mod attention;
 pub mod composed;
 mod conv;
 mod gemm;
+mod generic;
 mod group_norm;
 mod im2col;
 mod layer_norm;
@@ -25,12 +28,14 @@ mod linear;
 mod numbers;
 mod real;
 mod recompute;
+mod recorded;
 mod shift;
 mod upsample;
 
 pub use activation::{Activation, activation, geglu};
 pub use attention::attention;
 pub use conv::{ConvGeometry, conv2d, lora_conv2d};
+pub use generic::without_kernels;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, lora_linear};

@@ -5,11 +5,11 @@
 //! after all: [`without_graph`] tells the layers. And an operation whose inputs carry no gradient is not recorded, so a
 //! segment that has factors but no tracked input gets its first input made a variable, or its factors never learn.
 
-use candle_core::backend::BackendStorage;
+use super::recorded::{InputGradients, recorded};
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var};
 use std::cell::Cell;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::LocalKey;
 
 thread_local! {
@@ -71,126 +71,26 @@ pub fn recompute(segment: &Arc<dyn Segment>, inputs: &[&Tensor]) -> Result<Tenso
         tracked.push(0);
     }
     let kept: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
-    let output = without_graph(|| segment.forward(&kept))?.contiguous()?;
-    let op = Recompute { segment: segment.clone(), kept, tracked, output: Mutex::new(Some(output)) };
-    match op.tracked[..] {
-        [i] => inputs[i].apply_op1(op),
-        [i, j] => inputs[i].apply_op2(&inputs[j], op),
-        [i, j, k] => inputs[i].apply_op3(&inputs[j], &inputs[k], op),
-        _ => bail!("a recomputed segment has {} inputs with gradients, at most 3 are possible", op.tracked.len()),
-    }
+    let output = without_graph(|| segment.forward(&kept))?;
+    let arguments: Vec<&Tensor> = tracked.iter().map(|i| &inputs[*i]).collect();
+    let (segment, positions) = (segment.clone(), tracked.clone());
+    recorded("recompute", &arguments, output, move |dy| gradients(segment.as_ref(), &kept, &positions, dy))
 }
 
-struct Recompute {
-    segment: Arc<dyn Segment>,
-    /// The inputs, without a graph.
-    kept: Vec<Tensor>,
-    /// Which of them carry gradients, in the order of the operation's arguments.
-    tracked: Vec<usize>,
-    /// Computed before the operation is recorded, and handed over in its forward.
-    output: Mutex<Option<Tensor>>,
+/// Runs `segment` again with a graph. `tracked` are the positions of the inputs that carry gradients.
+fn gradients(segment: &dyn Segment, kept: &[Tensor], tracked: &[usize], dy: &Tensor) -> Result<InputGradients> {
+    let mut inputs = kept.to_vec();
+    for i in tracked {
+        inputs[*i] = Var::from_tensor(&inputs[*i])?.into_inner();
+    }
+    let gradients = seeded(&segment.forward(&inputs)?, dy)?.backward()?;
+    segment.keep_gradients(&gradients)?;
+    Ok(tracked.iter().map(|i| gradients.get(&inputs[*i]).cloned()).collect())
 }
 
-impl Recompute {
-    fn output(&self) -> Result<(CpuStorage, Shape)> {
-        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(output) = output else { bail!("a recomputed segment was recorded twice") };
-        let (storage, layout) = output.storage_and_layout();
-        match &*storage {
-            // `output` is contiguous and whole, so the storage is exactly its elements.
-            Storage::Cpu(storage) if layout.start_offset() == 0 => {
-                Ok((storage.try_clone(layout)?, output.shape().clone()))
-            }
-            _ => bail!("recompute has no forward for the device of its input"),
-        }
-    }
-
-    fn gradients(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let mut inputs = self.kept.clone();
-        for i in &self.tracked {
-            inputs[*i] = Var::from_tensor(&inputs[*i])?.into_inner();
-        }
-        let output = self.segment.forward(&inputs)?;
-        let gradients = output.apply_op1(Seed(dy.clone()))?.backward()?;
-        drop(output);
-        self.segment.keep_gradients(&gradients)?;
-        Ok(self.tracked.iter().map(|i| gradients.get(&inputs[*i]).cloned()).collect())
-    }
-}
-
-impl CustomOp1 for Recompute {
-    fn name(&self) -> &'static str {
-        "recompute"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.output()
-    }
-
-    fn bwd(&self, _: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.gradients(dy)?.swap_remove(0))
-    }
-}
-
-impl CustomOp2 for Recompute {
-    fn name(&self) -> &'static str {
-        "recompute"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.output()
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.gradients(dy)?.into_iter();
-        Ok((gradients.next().flatten(), gradients.next().flatten()))
-    }
-}
-
-impl CustomOp3 for Recompute {
-    fn name(&self) -> &'static str {
-        "recompute"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.output()
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.gradients(dy)?.into_iter();
-        Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
-    }
-}
-
-/// A scalar whose gradient with respect to its input is the given one: how `backward`, which always starts from ones,
-/// is started from an upstream gradient, without a product that would round or be kept.
-struct Seed(Tensor);
-
-impl CustomOp1 for Seed {
-    fn name(&self) -> &'static str {
-        "seed"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn bwd(&self, _: &Tensor, _y: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.0.clone()))
-    }
+/// A scalar whose gradient with respect to `output` is `dy`: how `backward`, which always starts from ones, is started
+/// from an upstream gradient, without a product that would round or be kept.
+fn seeded(output: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (scalar, dy) = (Tensor::zeros((), output.dtype(), output.device())?, dy.clone());
+    recorded("seed", &[output], scalar, move |_| Ok(vec![Some(dy.clone())]))
 }

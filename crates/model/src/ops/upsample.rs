@@ -1,5 +1,6 @@
 //! Nearest-neighbour upsampling by two: each pixel becomes a 2 x 2 square; backward sums the four.
 
+use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -10,6 +11,9 @@ use rayon::prelude::*;
 /// If `xs` has not four axes.
 pub fn upsample_nearest(xs: &Tensor) -> Result<Tensor> {
     let (_, _, width, channels) = xs.dims4()?;
+    if !generic::has_kernel(xs) {
+        return generic::upsample_nearest(xs);
+    }
     xs.apply_op1(Upsample { width, channels })
 }
 

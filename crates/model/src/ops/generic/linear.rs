@@ -1,0 +1,73 @@
+//! See [`crate::ops::linear`] and [`crate::ops::lora_linear`] for the maths.
+
+use super::super::recorded::recorded;
+use super::rows;
+use candle_core::{Result, Shape, Tensor};
+
+pub(in crate::ops) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let frozen = Frozen::new(xs, weight)?;
+    let ys = frozen.forward(&rows(xs)?, bias)?.reshape(frozen.out_shape())?;
+    let tracked = xs.track_op();
+    recorded("generic-linear", &[xs], ys, move |dy| {
+        let dx = tracked.then(|| frozen.backward(&rows(dy)?)?.reshape(&frozen.in_shape)).transpose()?;
+        Ok(vec![dx])
+    })
+}
+
+pub(in crate::ops) fn lora_linear(
+    xs: &Tensor,
+    down: &Tensor,
+    up: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    scale: f64,
+) -> Result<Tensor> {
+    let frozen = Frozen::new(xs, weight)?;
+    let x = rows(xs)?; // (m, in)
+    let (a, b) = (factor(down, xs)?, factor(up, xs)?); // (r, in), (out, r)
+    let low_rank = (x.matmul(&a.t()?)? * scale)?.matmul(&b.t()?)?; // (m, out)
+    let ys = (frozen.forward(&x, bias)? + low_rank)?.reshape(frozen.out_shape())?;
+    let tracked = xs.track_op();
+    let (down_shape, up_shape, dtype) = (down.shape().clone(), up.shape().clone(), down.dtype());
+    recorded("generic-lora-linear", &[xs, down, up], ys, move |dy| {
+        let dy = rows(dy)?; // (m, out)
+        let u = (dy.matmul(&b)? * scale)?; // (m, r)
+        let z = (x.matmul(&a.t()?)? * scale)?; // (m, r)
+        let d_down = u.t()?.matmul(&x)?.to_dtype(dtype)?.reshape(&down_shape)?;
+        let d_up = dy.t()?.matmul(&z)?.to_dtype(dtype)?.reshape(&up_shape)?;
+        let dx = || (frozen.backward(&dy)? + u.matmul(&a)?)?.reshape(&frozen.in_shape);
+        Ok(vec![tracked.then(dx).transpose()?, Some(d_down), Some(d_up)])
+    })
+}
+
+/// A LoRA factor as a matrix in the dtype of the activations.
+pub(super) fn factor(factor: &Tensor, xs: &Tensor) -> Result<Tensor> {
+    factor.detach().flatten_from(1)?.to_dtype(xs.dtype())
+}
+
+struct Frozen {
+    weight: Tensor,
+    in_shape: Shape,
+}
+
+impl Frozen {
+    fn new(xs: &Tensor, weight: &Tensor) -> Result<Self> {
+        Ok(Self { weight: weight.detach().to_dtype(xs.dtype())?, in_shape: xs.shape().clone() })
+    }
+
+    fn out_shape(&self) -> Shape {
+        let mut dims = self.in_shape.dims().to_vec();
+        dims.pop();
+        dims.push(self.weight.dims()[0]);
+        dims.into()
+    }
+
+    fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let y = x.matmul(&self.weight.t()?)?; // (m, out)
+        bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(&bias.detach().to_dtype(y.dtype())?))
+    }
+
+    fn backward(&self, dy: &Tensor) -> Result<Tensor> {
+        dy.matmul(&self.weight) // (m, in)
+    }
+}
