@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use loralei_model::{Layout, Prediction, SamplerKind};
-use loralei_trainer::{Checkpointing, DeviceKind, Dtype};
+use loralei_model::{DeviceChoice, Layout, Prediction, SamplerKind};
+use loralei_trainer::{Checkpointing, Dtype, Ops};
 
 /// Trains a LoRA adapter for Stable Diffusion from a folder of images
 #[derive(Debug, Parser)]
@@ -50,6 +50,12 @@ pub(crate) struct TrainArguments {
     /// Folder for the results [output.folder]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) output: Option<String>,
+    /// Where to compute: cpu, cuda, cuda:N, metal [model.device]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
+    /// Operations: `auto`, our kernels where the device has some, or `generic` [model.ops]
+    #[arg(long, value_parser = ["auto", "generic"])]
+    pub(crate) ops: Option<String>,
     /// Any setting, such as train.steps=500; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
@@ -122,12 +128,15 @@ pub(crate) struct GenerateArguments {
     /// Where the final latents go: `latents` (n,4,h,w), scaled
     #[arg(long, value_name = "FILE")]
     pub(crate) save_latents: Option<PathBuf>,
-    /// Number type in which the base computes
-    #[arg(long, default_value = "f32", value_parser = dtypes())]
-    pub(crate) dtype: Dtype,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_parser = devices())]
-    pub(crate) device: DeviceKind,
+    /// Number type in which the base computes [default: what suits the device]
+    #[arg(long, value_parser = dtypes())]
+    pub(crate) dtype: Option<Dtype>,
+    /// Where to compute: cpu, cuda, cuda:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
+    /// Operations: our kernels where the device has some, or the tensor library's everywhere
+    #[arg(long, default_value = "auto", value_parser = implementations())]
+    pub(crate) ops: Ops,
     /// One JSON object on stdout instead of the paths
     #[arg(long)]
     pub(crate) json: bool,
@@ -217,9 +226,12 @@ pub(crate) struct VerifyStepArguments {
     /// Number type in which the base computes
     #[arg(long, default_value = "f32", value_parser = dtypes())]
     pub(crate) dtype: Dtype,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_parser = devices())]
-    pub(crate) device: DeviceKind,
+    /// Where to compute: cpu, cuda, cuda:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
+    /// Operations: our kernels where the device has some, or the tensor library's everywhere
+    #[arg(long, default_value = "auto", value_parser = implementations())]
+    pub(crate) ops: Ops,
     /// What is kept for the backward pass
     #[arg(long, default_value = "none", value_parser = checkpointing())]
     pub(crate) checkpointing: Checkpointing,
@@ -269,8 +281,11 @@ fn size_px(text: &str) -> Result<(usize, usize), String> {
     sides.ok_or_else(|| "write WIDTHxHEIGHT in pixels, such as 512x384".to_owned())
 }
 
-fn devices() -> impl TypedValueParser<Value = DeviceKind> {
-    PossibleValuesParser::new(["cpu"]).map(|_| DeviceKind::Cpu)
+fn implementations() -> impl TypedValueParser<Value = Ops> {
+    PossibleValuesParser::new(["auto", "generic"]).map(|name| match name.as_str() {
+        "generic" => Ops::Generic,
+        _ => Ops::Auto,
+    })
 }
 
 fn checkpointing() -> impl TypedValueParser<Value = Checkpointing> {

@@ -41,10 +41,12 @@ impl Reporter {
             Event::Saved { path, num_bytes } => {
                 self.line(&format!("saved `{}` ({:.2} MB)", path.display(), *num_bytes as f64 / 1e6));
             }
-            Event::Done { num_steps, elapsed_s, peak_resident_bytes } => {
+            Event::Done { num_steps, elapsed_s, peak_resident_bytes, peak_device_bytes } => {
                 self.end_phase();
                 let memory =
                     peak_resident_bytes.map(|bytes| format!(", peak {}", gigabytes(bytes))).unwrap_or_default();
+                let on_card = peak_device_bytes.map(|bytes| format!(", on the card {}", gigabytes(bytes)));
+                let memory = memory + &on_card.unwrap_or_default();
                 self.line(&format!("{num_steps} steps in {}{memory}", duration(*elapsed_s)));
             }
             _ => {}

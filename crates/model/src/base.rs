@@ -68,6 +68,11 @@ impl Base {
         })
     }
 
+    /// Where its networks compute.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// What the user called it.
     pub fn name(&self) -> String {
         self.files.name()

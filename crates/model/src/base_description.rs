@@ -44,8 +44,10 @@ pub struct BaseDescription {
 /// Settings that decide how much memory a training run takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainingSize {
-    /// Side in pixels of the pictures.
-    pub size_px: usize,
+    /// Width of the pictures.
+    pub width_px: usize,
+    /// Height of the pictures.
+    pub height_px: usize,
     /// Pictures that go through the network together.
     pub batch_size: usize,
     /// Rank of the factors, in every attention of the U-Net.
@@ -90,8 +92,8 @@ impl BaseDescription {
     /// backward reads. Captions and images are encoded before the U-Net is loaded, which takes less.
     pub fn training_bytes(&self, size: TrainingSize) -> u64 {
         let unet = self.parts.first().map_or(0, |part| part.num_parameters);
-        let side = size.size_px / self.latent_downsampling;
-        let per_picture = kept_numbers(&self.unet, side * side, size.recompute);
+        let latents = (size.width_px / self.latent_downsampling) * (size.height_px / self.latent_downsampling);
+        let per_picture = kept_numbers(&self.unet, latents, size.recompute);
         let factors = attention_factors(&self.unet, size.rank);
         unet * size.bytes_per_number + factors * 16 + per_picture * size.batch_size as u64 * size.bytes_per_number
     }

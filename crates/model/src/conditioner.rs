@@ -112,7 +112,9 @@ fn weighted(vectors: &Tensor, chunk: &[(i64, f64)]) -> candle_core::Result<Tenso
     weights.iter_mut().skip(1).zip(chunk).for_each(|(weight, (_, of_token))| *weight = *of_token as f32);
     let weights = Tensor::from_vec(weights, (1, positions, 1), vectors.device())?.to_dtype(vectors.dtype())?;
     let changed = vectors.broadcast_mul(&weights)?; // (1, 77, d)
-    let mean = |xs: &Tensor| xs.to_dtype(candle_core::DType::F64)?.mean_all()?.to_scalar::<f64>();
+    // On the processor: some cards have no f64.
+    let mean =
+        |xs: &Tensor| xs.to_device(&Device::Cpu)?.to_dtype(candle_core::DType::F64)?.mean_all()?.to_scalar::<f64>();
     let (before, after) = (mean(vectors)?, mean(&changed)?);
     if after == 0.0 { Ok(changed) } else { changed * (before / after) }
 }

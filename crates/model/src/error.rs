@@ -148,6 +148,14 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// A device that this program or this machine does not have.
+    #[error("cannot compute on `{device}`: {reason}")]
+    NoDevice {
+        /// As the user named it.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
     /// A picture that came out as no numbers.
     #[error("the picture with seed {seed} is not a number")]
     NonFinitePicture {
@@ -262,6 +270,11 @@ impl ModelError {
                 let near = |size: &usize| ((size + multiple_px / 2) / multiple_px).max(1) * multiple_px;
                 format!("the nearest size that fits is {}x{}", near(width_px), near(height_px))
             }
+            Self::NoDevice { device, reason } if reason.contains("built without") => {
+                let feature = if device.starts_with("metal") { "metal" } else { "cuda" };
+                format!("build it with `--features {feature}` (docs/gpu.md), or compute on the cpu")
+            }
+            Self::NoDevice { .. } => "`loralei doctor` shows what this machine has; or compute on the cpu".into(),
             Self::NonFinitePicture { .. } => "compute in f32, and try without adapters or with smaller scales".into(),
             Self::Exists { .. } => "remove it, or write elsewhere".into(),
             Self::ClipSkip { .. } => "1 takes the last layer, 2 the one before".into(),

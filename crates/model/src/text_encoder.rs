@@ -133,6 +133,7 @@ impl TextEncoder {
         if let Some(id) = ids.to_vec1::<i64>()?.into_iter().find(|id| *id < 0 || *id >= vocabulary) {
             candle_core::bail!("token {id} is not in a vocabulary of {vocabulary}");
         }
+        let ids = ids.to_device(self.token_embedding.device())?;
         let words = self.token_embedding.index_select(&ids, 0)?.reshape((b, tokens, ()))?; // (b, l, d)
         let mut hidden = words.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
         for layer in &self.layers[..self.layers.len().saturating_sub(num_left_out)] {

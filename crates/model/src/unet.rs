@@ -138,7 +138,7 @@ impl Unet {
     ///
     /// `latents`: (b, 4, h, w), any floating dtype; `timesteps`: b of them, which
     /// need not be whole; `conditioning` of the same batch.
-    /// Returns (b, 4, h, w) in f32. h and w must be multiples of [`UnetConfig::total_downsampling`].
+    /// Returns (b, 4, h, w) in f32 on the device of `latents`, wherever the network is. h and w must be multiples of [`UnetConfig::total_downsampling`].
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -149,9 +149,10 @@ impl Unet {
         conditioning: &Conditioning,
         checkpointing: Checkpointing,
     ) -> candle_core::Result<Tensor> {
-        let time = self.time_embedding.forward(timesteps, self.dtype, latents.device())?; // (b, time width)
-        let context = conditioning.context.to_dtype(self.dtype)?;
-        let xs = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?; // (b, h, w, 4)
+        let device = self.conv_in.weight.device();
+        let time = self.time_embedding.forward(timesteps, self.dtype, device)?; // (b, time width)
+        let context = conditioning.context.to_device(device)?.to_dtype(self.dtype)?;
+        let xs = latents.to_device(device)?.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?; // (b, h, w, 4)
 
         let mut hidden = self.conv_in.forward(&xs)?; // (b, h, w, c)
         let mut skips = vec![hidden.clone()];
@@ -165,7 +166,7 @@ impl Unet {
             hidden = block.forward(hidden, &time, &context, checkpointing, &mut skips)?;
         }
         let prediction = self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?; // (b, h, w, 4)
-        prediction.permute((0, 3, 1, 2))?.to_dtype(candle_core::DType::F32) // (b, 4, h, w)
+        prediction.permute((0, 3, 1, 2))?.to_dtype(candle_core::DType::F32)?.to_device(latents.device()) // (b, 4, h, w)
     }
 }
 

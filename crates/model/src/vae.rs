@@ -225,6 +225,10 @@ impl Vae {
         self.scaling_factor
     }
 
+    fn device(&self) -> &candle_core::Device {
+        self.encoder.conv_in.weight.device()
+    }
+
     fn dtype(&self) -> candle_core::DType {
         self.encoder.conv_in.weight.dtype()
     }
@@ -234,26 +238,28 @@ impl Vae {
     /// # Errors
     /// If the shape does not fit.
     pub fn encode(&self, pixels: &Tensor) -> candle_core::Result<Posterior> {
-        let mut moments = self.encoder.forward(&pixels.to_dtype(self.dtype())?)?; // (b, h/8, w/8, 8)
+        let mut moments = self.encoder.forward(&pixels.to_device(self.device())?.to_dtype(self.dtype())?)?; // (b, h/8, w/8, 8)
         if let Some(quant_conv) = &self.quant_conv {
             moments = quant_conv.forward(&moments)?;
         }
-        let moments = moments.permute((0, 3, 1, 2))?.to_dtype(candle_core::DType::F32)?.contiguous()?; // (b, 8, ..)
+        let moments = moments.permute((0, 3, 1, 2))?.to_dtype(candle_core::DType::F32)?; // (b, 8, ..)
+        let moments = moments.contiguous()?.to_device(pixels.device())?;
         let halves = moments.chunk(2, 1)?;
         let std = (halves[1].clamp(-30f32, 20f32)? * 0.5)?.exp()?;
         Ok(Posterior { mean: halves[0].contiguous()?, std })
     }
 
-    /// `latents`: (b, 4, h, w), scaled. Returns pixels (b, 8h, 8w, 3), about in [-1, 1], f32.
+    /// `latents`: (b, 4, h, w), scaled. Returns pixels (b, 8h, 8w, 3), about in [-1, 1], f32, on the device of `latents`.
     ///
     /// # Errors
     /// If the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> candle_core::Result<Tensor> {
-        let xs = (latents.to_dtype(self.dtype())? / self.scaling_factor)?.permute((0, 2, 3, 1))?.contiguous()?;
+        let latents_here = latents.to_device(self.device())?.to_dtype(self.dtype())?;
+        let xs = (latents_here / self.scaling_factor)?.permute((0, 2, 3, 1))?.contiguous()?;
         let xs = match &self.post_quant_conv {
             Some(post_quant_conv) => post_quant_conv.forward(&xs)?,
             None => xs,
         };
-        self.decoder.forward(&xs)?.to_dtype(candle_core::DType::F32)
+        self.decoder.forward(&xs)?.to_dtype(candle_core::DType::F32)?.to_device(latents.device())
     }
 }

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::TensorFile;
-use loralei_model::{Base, BaseSource, Checkpointing, Tokenizer, TokenizerFiles};
+use loralei_model::{Base, BaseSource, Checkpointing, Tokenizer, TokenizerFiles, ops};
 use std::path::PathBuf;
 
 const CASES: [&str; 2] = ["sd1", "sd2"];
@@ -28,33 +28,47 @@ fn distance(ours: &Tensor, theirs: &Tensor) -> f32 {
     norm(&(ours - theirs).unwrap()) / norm(theirs)
 }
 
+/// Our kernels, and candle's tensor operations.
+fn on_both_paths(test: impl Fn()) {
+    test();
+    ops::without_kernels(test);
+}
+
 #[test]
 fn text_encoders_give_what_transformers_gives() {
     for name in CASES {
-        let (base, parts) = open(name);
-        let shape = parts.info("input_ids").unwrap().shape.clone();
-        let ids = Tensor::from_vec(parts.read_i64("input_ids").unwrap(), shape, &Device::Cpu).unwrap();
-        let text = base.load_text_encoder(0, None).unwrap().forward(&ids, Checkpointing::None).unwrap();
-        let d = distance(&text, &tensor(&parts, "text"));
-        assert!(d < 1e-5, "{name}: {d}");
+        on_both_paths(|| text_encoder_of(name));
     }
+}
+
+fn text_encoder_of(name: &str) {
+    let (base, parts) = open(name);
+    let shape = parts.info("input_ids").unwrap().shape.clone();
+    let ids = Tensor::from_vec(parts.read_i64("input_ids").unwrap(), shape, &Device::Cpu).unwrap();
+    let text = base.load_text_encoder(0, None).unwrap().forward(&ids, Checkpointing::None).unwrap();
+    let d = distance(&text, &tensor(&parts, "text"));
+    assert!(d < 1e-5, "{name}: {d}");
 }
 
 #[test]
 fn autoencoders_give_what_diffusers_gives() {
     for name in CASES {
-        let (base, parts) = open(name);
-        let vae = base.load_vae().unwrap();
-        let pixels = tensor(&parts, "image").permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
-        let posterior = vae.encode(&pixels).unwrap();
-        let mean = distance(&posterior.mean, &tensor(&parts, "vae_mean"));
-        let std = distance(&posterior.std, &tensor(&parts, "vae_std"));
-        // The reference decodes latents as the decoder takes them, before the scaling that `decode` undoes.
-        let scaled = (tensor(&parts, "latents_in") * vae.scaling_factor()).unwrap();
-        let decoded = vae.decode(&scaled).unwrap().permute((0, 3, 1, 2)).unwrap();
-        let decoded = distance(&decoded, &tensor(&parts, "decoded"));
-        assert!(mean < 1e-5 && std < 1e-5 && decoded < 1e-5, "{name}: {mean} {std} {decoded}");
+        on_both_paths(|| autoencoder_of(name));
     }
+}
+
+fn autoencoder_of(name: &str) {
+    let (base, parts) = open(name);
+    let vae = base.load_vae().unwrap();
+    let pixels = tensor(&parts, "image").permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
+    let posterior = vae.encode(&pixels).unwrap();
+    let mean = distance(&posterior.mean, &tensor(&parts, "vae_mean"));
+    let std = distance(&posterior.std, &tensor(&parts, "vae_std"));
+    // The reference decodes latents as the decoder takes them, before the scaling that `decode` undoes.
+    let scaled = (tensor(&parts, "latents_in") * vae.scaling_factor()).unwrap();
+    let decoded = vae.decode(&scaled).unwrap().permute((0, 3, 1, 2)).unwrap();
+    let decoded = distance(&decoded, &tensor(&parts, "decoded"));
+    assert!(mean < 1e-5 && std < 1e-5 && decoded < 1e-5, "{name}: {mean} {std} {decoded}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! The norm is over all factors together, accumulated in f64 in the order of their names, so it neither overflows nor
 //! depends on the machine.
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 
 use crate::error::TrainError;
 use crate::gradient_tree::Gradients;
@@ -46,9 +46,25 @@ pub fn clip_global_norm(gradients: &mut Gradients, max_norm: Option<f64>) -> Res
     Ok(norm)
 }
 
+/// The same without waiting for the device: the norm, a scalar, stays there, and nothing is checked.
+///
+/// # Errors
+/// [`TrainError::Tensor`].
+pub fn clip_on_device(gradients: &mut Gradients, max_norm: Option<f64>) -> Result<Tensor, TrainError> {
+    let squares = gradients.values().map(|gradient| gradient.to_dtype(DType::F32)?.sqr()?.sum_all());
+    let norm = Tensor::stack(&squares.collect::<candle_core::Result<Vec<_>>>()?, 0)?.sum_all()?.sqrt()?;
+    if let Some(max_norm) = max_norm {
+        let scale = ((&norm + 1e-6)?.recip()? * max_norm)?.minimum(1.0)?;
+        for gradient in gradients.values_mut() {
+            *gradient = gradient.broadcast_mul(&scale.to_dtype(gradient.dtype())?)?;
+        }
+    }
+    Ok(norm)
+}
+
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
 
     use super::*;
 
@@ -92,5 +108,19 @@ mod tests {
         }
         let error = global_norm(&gradients(&[f32::NAN], &[f32::NAN])).unwrap_err();
         assert!(error.to_string().contains("`a`"), "{error}");
+    }
+
+    #[test]
+    fn clipping_on_the_device_is_clipping() {
+        for max_norm in [None, Some(2.0), Some(100.0)] {
+            let (mut here, mut there) = (gradients(&[3.0, -4.0, 0.5], &[12.0]), gradients(&[3.0, -4.0, 0.5], &[12.0]));
+            let norm = clip_global_norm(&mut here, max_norm).unwrap();
+            let on_device = clip_on_device(&mut there, max_norm).unwrap().to_scalar::<f32>().unwrap();
+            assert!((f64::from(on_device) - norm).abs() < 1e-5 * norm);
+            for (name, here) in &here {
+                let (here, there) = (here.to_vec1::<f32>().unwrap(), there[name].to_vec1::<f32>().unwrap());
+                here.iter().zip(there).for_each(|(a, b)| assert!((a - b).abs() <= 1e-6 * a.abs(), "{a} {b}"));
+            }
+        }
     }
 }

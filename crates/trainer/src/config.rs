@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use candle_core::DType;
-use loralei_model::{Prediction, SamplerKind};
+use loralei_model::{DeviceChoice, Prediction, SamplerKind, ops};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// All settings of a training run.
@@ -46,9 +46,13 @@ pub struct ModelConfig {
     /// What the base predicts, `epsilon` (noise) or `v` (velocity), where the base does not say it, or says it wrongly.
     pub prediction: Option<PredictionKind>,
     /// Number type in which the base computes: `f32`, `bf16` or `f16`. The factors are always trained in f32.
-    pub dtype: Dtype,
-    /// Where the run computes: `cpu`.
-    pub device: DeviceKind,
+    /// Left out, it is that of the device: `f32` on the processor, `bf16` on a card, `f16` on cards without bf16.
+    pub dtype: Option<Dtype>,
+    /// Where the run computes: `cpu`, `cuda`, `cuda:N` for the card of that number, or `metal`.
+    pub device: DeviceChoice,
+    /// Which implementation of the operations computes: `auto`, our kernels where the device has some, or `generic`, the
+    /// tensor library's operations everywhere.
+    pub ops: Ops,
 }
 
 /// `[data]`: the images and what they show.
@@ -215,7 +219,7 @@ pub struct OutputConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { base: "emoji".to_string(), prediction: None, dtype: Dtype::F32, device: DeviceKind::Cpu }
+        Self { base: "emoji".to_string(), prediction: None, dtype: None, device: DeviceChoice::Cpu, ops: Ops::Auto }
     }
 }
 
@@ -327,13 +331,36 @@ impl From<PredictionKind> for Prediction {
     }
 }
 
-/// Where a run computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+impl Dtype {
+    /// The one that suits a device.
+    pub fn usual(device: DeviceChoice) -> Self {
+        match device.usual_dtype() {
+            DType::BF16 => Self::Bf16,
+            DType::F16 => Self::F16,
+            _ => Self::F32,
+        }
+    }
+}
+
+/// Which implementation of the operations computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum DeviceKind {
-    /// All cores of the processor.
-    Cpu,
+pub enum Ops {
+    /// Our kernels where the device has some.
+    #[default]
+    Auto,
+    /// The tensor library's operations everywhere.
+    Generic,
+}
+
+impl Ops {
+    /// Runs `f` with the operations of this choice.
+    pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        match self {
+            Self::Auto => f(),
+            Self::Generic => ops::without_kernels(f),
+        }
+    }
 }
 
 /// How the learning rate falls after the warm-up.

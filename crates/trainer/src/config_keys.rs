@@ -1,12 +1,13 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 48] = [
+pub(crate) const KEYS: [&str; 49] = [
     "preset",
     "model.base",
     "model.prediction",
     "model.dtype",
     "model.device",
+    "model.ops",
     "data.images",
     "data.size_px",
     "data.width_px",

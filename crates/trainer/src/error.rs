@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use loralei_model::ModelError;
+use loralei_model::{DeviceChoice, ModelError};
 
 /// A setting out of range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +109,14 @@ pub enum TrainError {
         /// The reason.
         source: std::io::Error,
     },
+    /// The device has not enough memory.
+    #[error("`{device}` has not enough memory for this run{}", expected(*expected_bytes))]
+    OutOfMemory {
+        /// Where it computes.
+        device: DeviceChoice,
+        /// What the run was expected to take.
+        expected_bytes: Option<u64>,
+    },
     /// A tensor operation failed.
     #[error("tensor operation failed")]
     Tensor(#[source] Box<candle_core::Error>),
@@ -146,7 +154,26 @@ impl From<candle_core::Error> for TrainError {
     }
 }
 
+fn expected(bytes: Option<u64>) -> String {
+    bytes.map_or(String::new(), |bytes| format!(", which was expected to take about {:.2} GB", bytes as f64 / 1e9))
+}
+
 impl TrainError {
+    /// This error, or [`TrainError::OutOfMemory`] if it is a card's way of saying so.
+    #[must_use]
+    pub(crate) fn or_out_of_memory(self, device: DeviceChoice, expected_bytes: Option<u64>) -> Self {
+        let text = match &self {
+            Self::Tensor(error) => error.to_string(),
+            Self::Model(ModelError::Tensor(error)) => error.to_string(),
+            _ => return self,
+        };
+        let text = text.to_lowercase();
+        if text.contains("out_of_memory") || text.contains("out of memory") {
+            return Self::OutOfMemory { device, expected_bytes };
+        }
+        self
+    }
+
     /// The program's exit code: 1 internal, 2 usage or configuration, 3 data, 4 model file, 5 non-finite numbers, 6 disk.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -161,6 +188,7 @@ impl TrainError {
                 | ModelError::NothingMatched { .. }
                 | ModelError::ClipSkip { .. }
                 | ModelError::UnknownPrediction { .. }
+                | ModelError::NoDevice { .. }
                 | ModelError::Exists { .. },
             ) => 2,
             TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Batch { .. } => 3,
@@ -172,6 +200,7 @@ impl TrainError {
             TrainError::Disk { .. } => 6,
             TrainError::GradientNames { .. }
             | TrainError::Tensor(_)
+            | TrainError::OutOfMemory { .. }
             | TrainError::Picture(_)
             | TrainError::Model(ModelError::Tensor(_)) => 1,
             TrainError::Model(_) | TrainError::Adapter(_) => 4,
@@ -195,6 +224,9 @@ impl TrainError {
                 "lower `optimizer.learning_rate`, lengthen `schedule.warmup_steps`, or set `model.dtype` to \"f32\""
                     .to_string()
             }
+            TrainError::OutOfMemory { .. } => "set `train.checkpointing` to \"block\", `train.batch_size` to 1 with \
+                 `train.accumulate` instead, `model.dtype` to \"bf16\", or a smaller `data.size_px`"
+                .to_string(),
             TrainError::StepWeight { .. } => "give at least one sample of every step a weight above 0".to_string(),
             TrainError::Disk { .. } => {
                 "check that the folder of `output.folder` can be written and has room".to_string()

@@ -45,6 +45,8 @@ pub enum Event {
         elapsed_s: f64,
         /// Highest resident memory of the process, where the system tells.
         peak_resident_bytes: Option<u64>,
+        /// Highest memory of tensors on a card.
+        peak_device_bytes: Option<u64>,
     },
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 use crate::error::TrainError;
 
@@ -67,10 +67,20 @@ impl<T> Default for PairwiseSum<T> {
 pub struct StepGradient {
     /// Gradient of each factor: the tree's sum / `weight`.
     pub gradients: Gradients,
-    /// Loss of the step: the tree's sum of losses / `weight`.
-    pub loss: f64,
+    /// The tree's sum of losses: a scalar, on the device.
+    pub loss_sum: Tensor,
     /// The whole step's weight W: number of samples where every sample weighs 1.
     pub weight: f64,
+}
+
+impl StepGradient {
+    /// Loss of the step: the sum of losses / `weight`. Waits for the device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn loss(&self) -> Result<f64, TrainError> {
+        Ok(self.loss_sum.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>()? / self.weight)
+    }
 }
 
 /// Collects the micro-batches of one step.
@@ -88,12 +98,12 @@ impl GradientTree {
         Self::default()
     }
 
-    /// Adds the next micro-batch: the gradients of `loss`, its summed weighted loss, and its summed sample weight.
+    /// Adds the next micro-batch: the gradients of its loss, that loss as a sum over its samples, and its summed sample weight.
     ///
     /// # Errors
     /// [`TrainError::GradientNames`] if the factors are not those of the micro-batches before, [`TrainError::Tensor`].
-    pub fn push(&mut self, gradients: Gradients, loss: f64, weight: f64) -> Result<(), TrainError> {
-        self.sum.push(StepGradient { gradients, loss, weight }, add)
+    pub fn push(&mut self, gradients: Gradients, loss_sum: Tensor, weight: f64) -> Result<(), TrainError> {
+        self.sum.push(StepGradient { gradients, loss_sum, weight }, add)
     }
 
     /// The step's gradient and loss, divided by its whole weight; `None` without micro-batches.
@@ -108,7 +118,6 @@ impl GradientTree {
         for gradient in step.gradients.values_mut() {
             *gradient = (&*gradient / step.weight)?;
         }
-        step.loss /= step.weight;
         Ok(Some(step))
     }
 }
@@ -123,17 +132,20 @@ fn add(left: StepGradient, mut right: StepGradient) -> Result<StepGradient, Trai
     if let Some((name, _)) = right.gradients.pop_first() {
         return Err(TrainError::GradientNames { name });
     }
-    Ok(StepGradient { gradients, loss: left.loss + right.loss, weight: left.weight + right.weight })
+    Ok(StepGradient { gradients, loss_sum: (left.loss_sum + right.loss_sum)?, weight: left.weight + right.weight })
 }
 
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
 
-    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;
+
+    fn loss(value: f64) -> Tensor {
+        Tensor::new(value, &Device::Cpu).unwrap()
+    }
 
     /// The definition, level by level over the whole list.
     fn level_by_level<T: Clone>(mut level: Vec<T>, add: impl Fn(&T, &T) -> T) -> Option<T> {
@@ -203,12 +215,12 @@ mod tests {
     fn a_step_is_divided_by_its_whole_weight_not_by_each_micro_batchs() {
         let mut tree = GradientTree::new();
         // Three samples in the first micro-batch, one in the second: sums, not means.
-        tree.push(gradients(&[("a", [3.0, 6.0]), ("b", [1.5, 0.0])]), 6.0, 3.0).unwrap();
-        tree.push(gradients(&[("a", [5.0, -2.0]), ("b", [0.5, 8.0])]), 4.0, 1.0).unwrap();
+        tree.push(gradients(&[("a", [3.0, 6.0]), ("b", [1.5, 0.0])]), loss(6.0), 3.0).unwrap();
+        tree.push(gradients(&[("a", [5.0, -2.0]), ("b", [0.5, 8.0])]), loss(4.0), 1.0).unwrap();
         let step = tree.finish().unwrap().unwrap();
         assert_eq!(step.gradients["a"].to_vec1::<f32>().unwrap(), [2.0, 1.0]);
         assert_eq!(step.gradients["b"].to_vec1::<f32>().unwrap(), [0.5, 2.0]);
-        assert!((step.loss - 2.5).abs() < 1e-12 && (step.weight - 4.0).abs() < 1e-12);
+        assert!((step.loss().unwrap() - 2.5).abs() < 1e-12 && (step.weight - 4.0).abs() < 1e-12);
     }
 
     #[test]
@@ -216,7 +228,7 @@ mod tests {
         // Left to right: ((1e8 + 1) - 1e8) + 1 = 1. The tree: (1e8 + 1) + (-1e8 + 1) = 0.
         let mut tree = GradientTree::new();
         for value in [1e8, 1.0, -1e8, 1.0] {
-            tree.push(gradients(&[("a", [value, 1.0])]), 0.0, 1.0).unwrap();
+            tree.push(gradients(&[("a", [value, 1.0])]), loss(0.0), 1.0).unwrap();
         }
         let step = tree.finish().unwrap().unwrap();
         assert_eq!(step.gradients["a"].to_vec1::<f32>().unwrap(), [0.0, 1.0]);
@@ -229,8 +241,8 @@ mod tests {
             [(two(), gradients(&[("a", [1.0, 1.0])]), "b"), (gradients(&[("b", [1.0, 1.0])]), two(), "a")]
         {
             let mut tree = GradientTree::new();
-            tree.push(first, 1.0, 1.0).unwrap();
-            let error = tree.push(second, 1.0, 1.0).unwrap_err();
+            tree.push(first, loss(1.0), 1.0).unwrap();
+            let error = tree.push(second, loss(1.0), 1.0).unwrap_err();
             assert!(error.to_string().contains(&format!("`{name}`")), "{error}");
         }
     }
@@ -238,7 +250,7 @@ mod tests {
     #[test]
     fn a_step_whose_samples_all_weigh_nothing_is_refused() {
         let mut tree = GradientTree::new();
-        tree.push(gradients(&[("a", [1.0, 2.0])]), 0.0, 0.0).unwrap();
+        tree.push(gradients(&[("a", [1.0, 2.0])]), loss(0.0), 0.0).unwrap();
         assert!(matches!(tree.finish(), Err(TrainError::StepWeight { .. })));
         assert!(GradientTree::new().finish().unwrap().is_none());
     }

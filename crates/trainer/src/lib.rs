@@ -38,6 +38,7 @@ mod error;
 mod event;
 mod gradient_tree;
 mod learning_rate;
+mod loss_scale;
 mod memory;
 mod metrics;
 mod network;
@@ -47,15 +48,16 @@ mod prior;
 mod result;
 mod run;
 mod smoothed_loss;
+mod training_step;
 mod verify;
 
 pub use adamw::{AdamW, AdamWSettings, Moments};
 pub use before_after::BeforeAfter;
-pub use clip::{clip_global_norm, global_norm};
+pub use clip::{clip_global_norm, clip_on_device, global_norm};
 pub use config::{
-    Checkpointing, DataConfig, DeviceKind, Dtype, LoraConfig, ModelConfig, OptimizerConfig, OutputConfig,
-    PredictionKind, PriorConfig, PriorKind, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig,
-    Targets, TextEncoderConfig, TrainConfig, UnetConfig,
+    Checkpointing, DataConfig, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig, PredictionKind,
+    PriorConfig, PriorKind, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets,
+    TextEncoderConfig, TrainConfig, UnetConfig,
 };
 pub use config_keys::{is_config_key, nearest_config_key};
 pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};

@@ -21,6 +21,7 @@ pub struct Network {
     factors: AdapterSet,
     schedule: NoiseSchedule,
     checkpointing: Checkpointing,
+    device: Device,
 }
 
 /// Where the text of a micro-batch comes from.
@@ -87,6 +88,7 @@ impl Network {
             factors: AdapterSet::new(factors),
             schedule: base.noise_schedule(),
             checkpointing,
+            device: base.device().clone(),
         })
     }
 
@@ -100,6 +102,11 @@ impl Network {
         &self.text_encoders
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// What learns.
     pub fn factors(&self) -> &AdapterSet {
         &self.factors
@@ -110,12 +117,12 @@ impl Network {
         &self.schedule
     }
 
-    /// Forward and backward of one micro-batch.
+    /// Forward and backward of one micro-batch; `loss_scale` multiplies the gradients.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn run(&self, batch: &MicroBatch, text: &Text) -> Result<Outcome, TrainError> {
-        batch.run(&self.unet, &self.conditioning(text)?, &self.schedule, self.checkpointing)
+    pub fn run(&self, batch: &MicroBatch, text: &Text, loss_scale: f64) -> Result<Outcome, TrainError> {
+        batch.run(&self.unet, &self.conditioning(text)?, &self.schedule, self.checkpointing, loss_scale)
     }
 
     /// Forward and backward of the prior: the same noisy latents under another `text`, for which the adapted network
@@ -123,7 +130,7 @@ impl Network {
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn run_prior(&self, batch: &MicroBatch, text: &Text) -> Result<Outcome, TrainError> {
+    pub fn run_prior(&self, batch: &MicroBatch, text: &Text, loss_scale: f64) -> Result<Outcome, TrainError> {
         let noisy = self.schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?;
         let base = ops::without_graph(|| {
             without_factors(|| -> Result<Tensor, TrainError> {
@@ -132,7 +139,7 @@ impl Network {
             })
         })?;
         let prediction = self.unet.forward(&noisy, &batch.times(), &self.conditioning(text)?, self.checkpointing)?;
-        batch.compare(&prediction, &base)
+        batch.compare(&prediction, &base, loss_scale)
     }
 
     fn conditioning(&self, text: &Text) -> Result<Conditioning, TrainError> {

@@ -4,7 +4,7 @@
 //! the weights. A micro-batch contributes sum(w_i l_i); the division by W comes once, at the step, so that splitting a
 //! step into micro-batches changes nothing (see [`crate::GradientTree`]).
 
-use candle_core::{Tensor, backprop::GradStore};
+use candle_core::{DType, Device, Tensor, backprop::GradStore};
 use loralei_model::{Checkpointing, Conditioning, NoiseSchedule, Unet};
 
 use crate::error::TrainError;
@@ -28,16 +28,30 @@ pub struct MicroBatch {
 pub struct Outcome {
     /// The network's prediction: (b, 4, h, w), f32, without a graph.
     pub prediction: Tensor,
-    /// sum(w_i l_i).
-    pub weighted_loss: f64,
+    /// sum(w_i l_i), a scalar on the device: reading it would wait for all that the device has still to do.
+    pub weighted_loss: Tensor,
     /// sum(w_i).
     pub weight: f64,
-    /// Gradients of the weighted loss.
+    /// Gradients of the weighted loss times the loss scale.
     pub gradients: GradStore,
 }
 
 impl MicroBatch {
-    /// Forward and backward through `unet`.
+    /// The same on `device`.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
+        Ok(Self {
+            latents: self.latents.to_device(device)?,
+            noise: self.noise.to_device(device)?,
+            timesteps: self.timesteps.clone(),
+            loss_mask: self.loss_mask.as_ref().map(|mask| mask.to_device(device)).transpose()?,
+            sample_weight: self.sample_weight.clone(),
+        })
+    }
+
+    /// Forward and backward through `unet`; `loss_scale` multiplies the gradients.
     ///
     /// # Errors
     /// If shapes do not fit.
@@ -47,11 +61,12 @@ impl MicroBatch {
         conditioning: &Conditioning,
         schedule: &NoiseSchedule,
         checkpointing: Checkpointing,
+        loss_scale: f64,
     ) -> Result<Outcome, TrainError> {
         let noisy = schedule.add_noise(&self.latents, &self.noise, &self.timesteps)?;
         let target = schedule.target(&self.latents, &self.noise, &self.timesteps)?;
         let prediction = unet.forward(&noisy, &self.times(), conditioning, checkpointing)?;
-        self.compare(&prediction, &target)
+        self.compare(&prediction, &target, loss_scale)
     }
 
     /// The timesteps as the network takes them.
@@ -63,15 +78,13 @@ impl MicroBatch {
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub(crate) fn compare(&self, prediction: &Tensor, target: &Tensor) -> Result<Outcome, TrainError> {
+    pub(crate) fn compare(&self, prediction: &Tensor, target: &Tensor, loss_scale: f64) -> Result<Outcome, TrainError> {
         let (loss, weight) = self.weighted_loss(prediction, target)?;
-        let gradients = loss.backward()?;
-        Ok(Outcome {
-            prediction: prediction.detach(),
-            weighted_loss: f64::from(loss.to_scalar::<f32>()?),
-            weight,
-            gradients,
-        })
+        let gradients = if loss_scale == 1.0 { loss.backward()? } else { (&loss * loss_scale)?.backward()? };
+        // Losses are summed in f64; cards without it sum in f32.
+        let wide = if loss.device().is_metal() { DType::F32 } else { DType::F64 };
+        let weighted_loss = loss.detach().to_dtype(wide)?;
+        Ok(Outcome { prediction: prediction.detach(), weighted_loss, weight, gradients })
     }
 
     /// (sum(w_i l_i), sum(w_i)). With a mask, l_i is the mean over the masked area.
@@ -100,7 +113,6 @@ impl MicroBatch {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
 
     use super::*;
     use loralei_model::{Draw, Purpose};

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::adamw::AdamWSettings;
 use crate::config::{
-    Checkpointing, DeviceKind, Dtype, LoraConfig, OptimizerConfig, PriorConfig, PriorKind, SamplesConfig,
-    ScheduleConfig, ScheduleKind, StepsConfig, Targets, TrainConfig,
+    Checkpointing, Dtype, LoraConfig, Ops, OptimizerConfig, PriorConfig, PriorKind, SamplesConfig, ScheduleConfig,
+    ScheduleKind, StepsConfig, Targets, TrainConfig,
 };
 use crate::error::{TrainError, Violation};
 use crate::learning_rate::LearningRateSchedule;
-use loralei_model::Prediction;
+use loralei_model::{DeviceChoice, Prediction};
 
 /// Which base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,9 @@ pub struct Plan {
     /// Number type in which the base computes.
     pub dtype: Dtype,
     /// Where the run computes.
-    pub device: DeviceKind,
+    pub device: DeviceChoice,
+    /// Which implementation of the operations.
+    pub ops: Ops,
     /// The folder of images.
     pub images: PathBuf,
     /// Width of the training images in pixels, above 0.
@@ -134,8 +136,9 @@ impl Plan {
         Ok(Self {
             base,
             prediction: config.model.prediction.map(Prediction::from),
-            dtype: config.model.dtype,
+            dtype: config.model.dtype.unwrap_or_else(|| Dtype::usual(config.model.device)),
             device: config.model.device,
+            ops: config.model.ops,
             images,
             width_px,
             height_px,

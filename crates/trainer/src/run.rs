@@ -3,30 +3,27 @@
 //! The state of a run is the factors, the optimizer's moments and the step; batch order, noise, timesteps and the draws
 //! of latents are functions of (seed, step, micro-batch), the learning rate a function of the step.
 
-use loralei_data::{CaptionRules, Folder, batch_at};
-use loralei_model::{Base, BaseSource};
+use loralei_data::{CaptionRules, Folder};
+use loralei_model::{Base, BaseDescription, BaseSource, TrainingSize, peak_device_bytes};
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::{Device, Var};
-use std::collections::BTreeMap;
-
-use crate::adamw::AdamW;
 use crate::before_after::{BeforeAfter, SampleRun};
-use crate::clip::clip_global_norm;
+use crate::config::{Checkpointing, Dtype};
 use crate::encoded::EncodedData;
 use crate::error::TrainError;
 use crate::event::{Event, StepReport};
-use crate::gradient_tree::{GradientTree, Gradients, StepGradient};
 use crate::memory::{peak_resident_bytes, resident_bytes};
 use crate::metrics::MetricsWriter;
-use crate::network::{Network, tensor};
-use crate::objective::MicroBatch;
+use crate::network::Network;
 use crate::plan::Plan;
 use crate::prior::prior_captions;
 use crate::result::{AdapterFile, WrittenAdapter, adapter_path};
 use crate::smoothed_loss::SmoothedLoss;
-use loralei_model::{Draw, Purpose};
+use crate::training_step::{StepUnderWay, TrainingStep};
+
+/// Steps between two readings on a card.
+const READ_EVERY_STEPS: usize = 10;
 
 /// What a finished run left behind.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,9 +46,22 @@ pub fn train(
     base: BaseSource,
     events: &mut dyn FnMut(Event),
 ) -> Result<Finished, TrainError> {
+    let mut expected_bytes = None;
+    let trained = plan.ops.run(|| train_here(plan, resolved_toml, base, &mut expected_bytes, events));
+    trained.map_err(|error| error.or_out_of_memory(plan.device, expected_bytes))
+}
+
+fn train_here(
+    plan: &Plan,
+    resolved_toml: &str,
+    base: BaseSource,
+    expected_bytes: &mut Option<u64>,
+    events: &mut dyn FnMut(Event),
+) -> Result<Finished, TrainError> {
     let started = Instant::now();
-    let base = Base::open(base, plan.prediction, plan.dtype.into(), &Device::Cpu)?;
+    let base = Base::open(base, plan.prediction, plan.dtype.into(), &plan.device.open()?)?;
     base.check_size(plan.width_px, plan.height_px)?;
+    *expected_bytes = Some(expect_memory(plan, &base, events)?);
     let folder = read_folder(plan, events)?;
     let size_px = (plan.width_px, plan.height_px);
     let prior = prior_captions(plan, &folder)?;
@@ -61,37 +71,88 @@ pub fn train(
     let network = Network::load(&base, unet, text, plan.seed, plan.checkpointing)?;
     let mut metrics = open_folder(plan, resolved_toml)?;
 
-    let mut run = Run::new(plan, &network, &data);
-    let mut smoothed = SmoothedLoss::new();
-    let mut losses = Vec::with_capacity(plan.steps as usize);
-    events(Event::PhaseStarted { name: "training".into(), total: Some(plan.steps) });
-    for step in 0..plan.steps {
-        let step_started = Instant::now();
-        let done = run.step(step)?;
-        let step_s = step_started.elapsed().as_secs_f64();
-        let report = StepReport {
-            step,
-            loss: done.loss,
-            smoothed_loss: smoothed.update(done.loss),
-            learning_rate: done.learning_rate,
-            grad_norm: done.grad_norm,
-            step_s,
-            images_per_s: plan.samples_per_step() as f64 / step_s,
-            resident_bytes: resident_bytes(),
-        };
-        losses.push(done.loss);
-        metrics.write(&report)?;
-        events(Event::Step(report));
-    }
-
+    let losses = run_steps(plan, &network, &data, &mut metrics, events)?;
     let file = AdapterFile { plan, base: &base, folder: &folder, resolved_toml };
     let adapter = file.write(network.factors(), events)?;
     let samples = plan.samples.as_ref().map(|samples| SampleRun { plan, samples, base: &base, network: &network });
     let samples = samples.map(|run| run.draw(events)).transpose()?;
     let finished = Finished { adapter, losses: first_and_last(&losses), samples };
     let elapsed_s = started.elapsed().as_secs_f64();
-    events(Event::Done { num_steps: plan.steps, elapsed_s, peak_resident_bytes: peak_resident_bytes() });
+    let (peak_resident_bytes, peak_device_bytes) = (peak_resident_bytes(), peak_device_bytes(base.device()));
+    events(Event::Done { num_steps: plan.steps, elapsed_s, peak_resident_bytes, peak_device_bytes });
     Ok(finished)
+}
+
+/// How much memory the run will take, said before anything large is loaded, with a warning where there is less.
+fn expect_memory(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Result<u64, TrainError> {
+    let size = TrainingSize {
+        width_px: plan.width_px,
+        height_px: plan.height_px,
+        batch_size: plan.batch_size,
+        rank: plan.unet.as_ref().map_or(0, |unet| unet.rank),
+        recompute: plan.checkpointing == Checkpointing::Block,
+        bytes_per_number: candle_core::DType::from(plan.dtype).size_in_bytes() as u64,
+    };
+    let expected = BaseDescription::of(base)?.training_bytes(size);
+    let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+    let device = plan.device;
+    events(Event::Note { message: format!("memory: about {} on {device}", gigabytes(expected)) });
+    if let Some(free) = device.free_bytes().filter(|free| *free < expected) {
+        let (expected, free) = (gigabytes(expected), gigabytes(free));
+        let message =
+            format!("{device} has {free} free, the run will take about {expected}: {}", memory_switches(plan));
+        events(Event::Warning { message });
+    }
+    Ok(expected)
+}
+
+/// What would lower the memory of a run, best first.
+fn memory_switches(plan: &Plan) -> String {
+    let recompute = (plan.checkpointing == Checkpointing::None).then_some("train.checkpointing = \"block\"");
+    let batch = (plan.batch_size > 1).then_some("a smaller train.batch_size with train.accumulate");
+    let dtype = (plan.dtype == Dtype::F32).then_some("model.dtype = \"bf16\"");
+    let all = [recompute, batch, dtype, Some("a smaller data.size_px")];
+    format!("try {}", all.into_iter().flatten().collect::<Vec<_>>().join(", or "))
+}
+
+/// All steps; returns their losses. On a card, losses are read only now and then, because a reading waits for all work.
+fn run_steps(
+    plan: &Plan,
+    network: &Network,
+    data: &EncodedData,
+    metrics: &mut MetricsWriter,
+    events: &mut dyn FnMut(Event),
+) -> Result<Vec<f64>, TrainError> {
+    let mut run = TrainingStep::new(plan, network, data);
+    let read_every = if run.device().is_cpu() { 1 } else { READ_EVERY_STEPS };
+    let (mut smoothed, mut losses) = (SmoothedLoss::new(), Vec::with_capacity(plan.steps as usize));
+    let (mut unread, mut read_at) = (Vec::new(), Instant::now());
+    events(Event::PhaseStarted { name: "training".into(), total: Some(plan.steps) });
+    for step in 0..plan.steps {
+        unread.push(run.step(step)?);
+        if unread.len() < read_every && step + 1 < plan.steps {
+            continue;
+        }
+        let read = unread.drain(..).map(StepUnderWay::read).collect::<Result<Vec<_>, _>>()?;
+        let step_s = read_at.elapsed().as_secs_f64() / read.len() as f64;
+        read_at = Instant::now();
+        for done in read {
+            let report = StepReport {
+                step: done.step,
+                loss: done.loss,
+                smoothed_loss: smoothed.update(done.loss),
+                learning_rate: done.learning_rate,
+                grad_norm: done.grad_norm,
+                step_s,
+                images_per_s: plan.samples_per_step() as f64 / step_s,
+                resident_bytes: resident_bytes(),
+            };
+            losses.push(done.loss);
+            metrics.write(&report)?;
+            events(Event::Step(report));
+        }
+    }
+    Ok(losses)
 }
 
 /// Means over the first and the last tenth, each at least one step long.
@@ -131,83 +192,4 @@ fn open_folder(plan: &Plan, resolved_toml: &str) -> Result<MetricsWriter, TrainE
         return Err(disk(&adapter, std::io::ErrorKind::IsADirectory.into()));
     }
     MetricsWriter::append(&metrics)
-}
-
-/// What one step did.
-struct StepDone {
-    loss: f64,
-    grad_norm: f64,
-    learning_rate: f64,
-}
-
-/// The moving parts of the loop.
-struct Run<'a> {
-    plan: &'a Plan,
-    network: &'a Network,
-    data: &'a EncodedData,
-    factors: BTreeMap<String, Var>,
-    adamw: AdamW,
-}
-
-impl<'a> Run<'a> {
-    fn new(plan: &'a Plan, network: &'a Network, data: &'a EncodedData) -> Self {
-        let adamw = AdamW::new(plan.adamw);
-        Self { plan, network, data, factors: network.factors().vars(), adamw }
-    }
-
-    /// One optimizer step: every micro-batch, then clipping, then the update.
-    fn step(&mut self, step: u64) -> Result<StepDone, TrainError> {
-        let mut tree = GradientTree::new();
-        for micro in 0..self.plan.accumulate as u64 {
-            let (batch, text) = self.micro_batch(step, micro)?;
-            let outcome = self.network.run(&batch, &text)?;
-            let mut gradients = self.network.factors().take_gradients(&outcome.gradients)?;
-            self.add_prior(step, micro, &batch, &mut gradients)?;
-            tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
-        }
-        let Some(StepGradient { mut gradients, loss, .. }) = tree.finish()? else {
-            return Err(TrainError::StepWeight { weight: 0.0 });
-        };
-        if !loss.is_finite() {
-            return Err(TrainError::NonFiniteLoss { step, loss });
-        }
-        let grad_norm = clip_global_norm(&mut gradients, self.plan.max_grad_norm)?;
-        let ratio = self.plan.schedule.ratio(step);
-        self.adamw.step(&self.factors, &gradients, |key| ratio * self.plan.learning_rate_of(key))?;
-        Ok(StepDone { loss, grad_norm, learning_rate: ratio * self.plan.learning_rate() })
-    }
-
-    /// On the prior's steps, adds its weighted gradient. The loss that is shown stays that of the images.
-    fn add_prior(
-        &self,
-        step: u64,
-        micro: u64,
-        batch: &MicroBatch,
-        gradients: &mut Gradients,
-    ) -> Result<(), TrainError> {
-        let Some(prior) = self.plan.prior.as_ref().filter(|prior| step.is_multiple_of(prior.every_steps)) else {
-            return Ok(());
-        };
-        let draw = Draw::new(self.plan.seed, step, micro, Purpose::PriorCaption);
-        let Some(text) = self.data.prior_text(batch.timesteps.len(), draw)? else { return Ok(()) };
-        let outcome = self.network.run_prior(batch, &text)?;
-        for (name, gradient) in self.network.factors().take_gradients(&outcome.gradients)? {
-            let Some(sum) = gradients.get_mut(&name) else { return Err(TrainError::GradientNames { name }) };
-            *sum = (&*sum + (gradient * prior.weight)?)?;
-        }
-        Ok(())
-    }
-
-    /// The numbers of micro-batch `micro` of `step`: a function of these and of the seed.
-    fn micro_batch(&self, step: u64, micro: u64) -> Result<(MicroBatch, crate::network::Text), TrainError> {
-        let Plan { seed, batch_size, accumulate, .. } = *self.plan;
-        let indices = batch_at(seed, self.data.len(), batch_size, step * accumulate as u64 + micro);
-        let draw = |purpose| Draw::new(seed, step, micro, purpose);
-        let latents = self.data.latents(&indices, draw(Purpose::LatentSample))?;
-        let noise = tensor(draw(Purpose::Noise).standard_normal(latents.elem_count()), latents.shape())?;
-        let last = self.network.schedule().num_timesteps() as i64;
-        let timesteps = draw(Purpose::Timesteps).integers(0..last, batch_size);
-        let sample_weight = Some(self.data.weights(&indices));
-        Ok((MicroBatch { latents, noise, timesteps, loss_mask: None, sample_weight }, self.data.text(&indices)?))
-    }
 }

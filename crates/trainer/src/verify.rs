@@ -5,13 +5,13 @@
 
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::{Adapter, TensorFile, TensorView, write_tensors};
-use loralei_model::Prediction;
 use loralei_model::{Base, BaseSource};
+use loralei_model::{DeviceChoice, Prediction};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::adamw::{AdamW, AdamWSettings};
-use crate::config::{Checkpointing, Dtype};
+use crate::config::{Checkpointing, Dtype, Ops};
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients};
 use crate::network::{Network, Text, tensor};
@@ -34,6 +34,10 @@ pub struct StepVerification<'a> {
     pub weight_decay: f64,
     /// Number type of the base.
     pub dtype: Dtype,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Which implementation of the operations.
+    pub ops: Ops,
     /// What backward keeps.
     pub checkpointing: Checkpointing,
 }
@@ -55,8 +59,14 @@ impl StepVerification<'_> {
     ///
     /// # Errors
     /// Files that are missing or do not fit each other.
-    pub fn run(self, mut progress: impl FnMut(u64, u64)) -> Result<Verified, TrainError> {
-        let base = Base::open(self.base, self.prediction, self.dtype.into(), &Device::Cpu)?;
+    pub fn run(self, progress: impl FnMut(u64, u64)) -> Result<Verified, TrainError> {
+        let ops = self.ops;
+        ops.run(|| self.run_here(progress))
+    }
+
+    fn run_here(self, mut progress: impl FnMut(u64, u64)) -> Result<Verified, TrainError> {
+        let device = self.device.open()?;
+        let base = Base::open(self.base, self.prediction, self.dtype.into(), &device)?;
         let batches = Batches::open(self.batch)?;
         let adapter = Adapter::read(self.adapter)?;
         let network = Network::with_adapter(&base, &adapter, self.checkpointing.into())?;
@@ -67,13 +77,13 @@ impl StepVerification<'_> {
         let mut losses = Vec::with_capacity(batches.steps);
         for step in 0..batches.steps {
             let (batch, text) = batches.at(step)?;
-            let outcome = network.run(&batch, &text)?;
+            let outcome = network.run(&batch.to_device(&device)?, &text, 1.0)?;
             let gradients = network.factors().take_gradients(&outcome.gradients)?;
             let mut tree = GradientTree::new();
             tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
             let Some(summed) = tree.finish()? else { break };
             adamw.step(&factors, &summed.gradients, |_| self.learning_rate)?;
-            losses.push(summed.loss as f32);
+            losses.push(summed.loss()? as f32);
             first.get_or_insert((outcome.prediction, summed.gradients));
             progress(step as u64 + 1, batches.steps as u64);
         }

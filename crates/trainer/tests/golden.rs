@@ -3,14 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
 use loralei_adapter::{Adapter, TensorFile};
-use loralei_trainer::{BaseSource, Checkpointing, Dtype, StepVerification, Verified};
+use loralei_model::DeviceChoice;
+use loralei_trainer::{BaseSource, Checkpointing, Dtype, Ops, StepVerification, Verified};
 use std::path::PathBuf;
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
 
-fn verify(name: &str, dtype: Dtype, checkpointing: Checkpointing) -> Verified {
+fn verify(name: &str, dtype: Dtype, checkpointing: Checkpointing, ops: Ops) -> Verified {
     let folder = case(name);
     let (adapter, batch) = (folder.join("adapter.safetensors"), folder.join("batch.safetensors"));
     let verification = StepVerification {
@@ -22,6 +23,8 @@ fn verify(name: &str, dtype: Dtype, checkpointing: Checkpointing) -> Verified {
         weight_decay: 1e-2,
         dtype,
         checkpointing,
+        device: DeviceChoice::Cpu,
+        ops,
     };
     verification.run(|_, _| ()).unwrap()
 }
@@ -42,9 +45,10 @@ fn steps_match_diffusers_and_peft_with_and_without_recompute() {
     for name in ["sd1", "sd2"] {
         let expected = TensorFile::open(&case(name).join("expected.safetensors")).unwrap();
         let adapter = Adapter::read(&case(name).join("adapter.safetensors")).unwrap();
-        for checkpointing in [Checkpointing::None, Checkpointing::Block] {
-            let ours = verify(name, Dtype::F32, checkpointing);
-            let what = format!("{name} {checkpointing:?}");
+        let ways = [Ops::Auto, Ops::Generic].map(|ops| [(Checkpointing::None, ops), (Checkpointing::Block, ops)]);
+        for (checkpointing, ops) in ways.into_iter().flatten() {
+            let ours = verify(name, Dtype::F32, checkpointing, ops);
+            let what = format!("{name} {checkpointing:?} {ops:?}");
             let d = distance(&numbers(&ours.prediction), &expected.read_f32("pred").unwrap());
             assert!(d < 1e-5, "{what}: prediction {d}");
             assert_eq!(ours.gradients.len(), 2 * adapter.modules.len(), "{what}: every factor has a gradient");
@@ -67,8 +71,10 @@ fn steps_match_diffusers_and_peft_with_and_without_recompute() {
 
 #[test]
 fn recompute_changes_only_the_order_of_additions() {
-    let (none, block) =
-        (verify("sd1", Dtype::F32, Checkpointing::None), verify("sd1", Dtype::F32, Checkpointing::Block));
+    let (none, block) = (
+        verify("sd1", Dtype::F32, Checkpointing::None, Ops::Auto),
+        verify("sd1", Dtype::F32, Checkpointing::Block, Ops::Auto),
+    );
     assert_eq!(numbers(&none.prediction), numbers(&block.prediction), "the forward pass is the same to the bit");
     for (key, gradient) in &none.gradients {
         let d = distance(&numbers(&block.gradients[key]), &numbers(gradient));
@@ -78,11 +84,13 @@ fn recompute_changes_only_the_order_of_additions() {
 
 #[test]
 fn half_precision_bases_stay_near() {
-    let exact = verify("sd2", Dtype::F32, Checkpointing::None);
+    let exact = verify("sd2", Dtype::F32, Checkpointing::None, Ops::Auto);
     for (dtype, tolerance) in [(Dtype::Bf16, 3e-2), (Dtype::F16, 5e-3)] {
-        let half = verify("sd2", dtype, Checkpointing::Block);
-        let d = distance(&numbers(&half.prediction), &numbers(&exact.prediction));
-        assert!(d < tolerance, "{dtype:?}: {d}");
-        assert_eq!(half.gradients.len(), exact.gradients.len());
+        for ops in [Ops::Auto, Ops::Generic] {
+            let half = verify("sd2", dtype, Checkpointing::Block, ops);
+            let d = distance(&numbers(&half.prediction), &numbers(&exact.prediction));
+            assert!(d < tolerance, "{dtype:?} {ops:?}: {d}");
+            assert_eq!(half.gradients.len(), exact.gradients.len());
+        }
     }
 }

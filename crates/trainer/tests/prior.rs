@@ -41,7 +41,7 @@ fn zeroed(adapter: &Adapter) -> Adapter {
 fn apart(base: &Base, a: &Adapter, b: &Adapter, batch: &MicroBatch, text: &Text) -> f64 {
     let predict = |adapter| {
         let network = Network::with_adapter(base, adapter, Checkpointing::None).unwrap();
-        network.run(batch, text).unwrap().prediction
+        network.run(batch, text, 1.0).unwrap().prediction
     };
     let squares = (predict(a) - predict(b)).unwrap().sqr().unwrap();
     f64::from(squares.flatten_from(1).unwrap().mean(1).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap())
@@ -56,13 +56,14 @@ fn the_prior_is_the_distance_to_the_base_and_nothing_where_nothing_was_learned()
     assert!(expected > 1e-3);
     for checkpointing in [Checkpointing::None, Checkpointing::Block] {
         let network = Network::with_adapter(&base, &adapter, checkpointing).unwrap();
-        let outcome = network.run_prior(&batch, &text).unwrap();
-        assert!((outcome.weighted_loss - expected).abs() < 1e-4 * expected, "{} {expected}", outcome.weighted_loss);
+        let outcome = network.run_prior(&batch, &text, 1.0).unwrap();
+        let loss = outcome.weighted_loss.to_scalar::<f64>().unwrap();
+        assert!((loss - expected).abs() < 1e-4 * expected, "{loss} {expected}");
         let gradients = network.factors().take_gradients(&outcome.gradients).unwrap();
         assert_eq!(gradients.len(), 2 * network.factors().len());
     }
     let new = Network::with_adapter(&base, &zeroed(&adapter), Checkpointing::None).unwrap();
-    assert!(new.run_prior(&batch, &text).unwrap().weighted_loss < 1e-12);
+    assert!(new.run_prior(&batch, &text, 1.0).unwrap().weighted_loss.to_scalar::<f64>().unwrap() < 1e-12);
 }
 
 #[test]

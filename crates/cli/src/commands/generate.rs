@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use loralei_adapter::{TensorFile, TensorView, atomic_write_bytes, write_tensors};
 use loralei_model::{AdapterUse, Base, DrawingSettings, EncodedPrompts, ImageSide, ModelError, NoiseSource, TextSide};
 use loralei_picture::{GenerationParameters, Grid, Picture};
-use loralei_trainer::{BaseChoice, Event, TrainError};
+use loralei_trainer::{BaseChoice, Dtype, Event, TrainError};
 use serde::Serialize;
 
 use crate::args::GenerateArguments;
@@ -23,12 +23,18 @@ use adapters::Adapters;
 use cells::{Cell, Cells, Labels};
 
 pub(crate) fn run(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
+    arguments.ops.run(|| generate(arguments, reporter))
+}
+
+fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     let cells = Cells::new(arguments)?;
     let adapters = Adapters::read(&arguments.adapter)?;
     check_output(&arguments.output)?;
     let started = Instant::now();
     let source = base::source(&BaseChoice::from(arguments.base.base.as_str()), reporter)?;
-    let base = Base::open(source, arguments.base.prediction, arguments.dtype.into(), &Device::Cpu).map_err(model)?;
+    let device = arguments.device.open().map_err(model)?;
+    let dtype = arguments.dtype.unwrap_or_else(|| Dtype::usual(arguments.device));
+    let base = Base::open(source, arguments.base.prediction, dtype.into(), &device).map_err(model)?;
     let noise =
         arguments.latents.as_deref().map(|path| GivenNoise::read(path, &base, cells.cells.len())).transpose()?;
     let size_px = match (&noise, arguments.size) {

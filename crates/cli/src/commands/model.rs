@@ -71,7 +71,14 @@ impl Info {
         let mut bytes = BTreeMap::new();
         for (dtype, bytes_per_number) in [("f32", 4), ("bf16", 2)] {
             for (name, recompute) in [("", false), (" with recompute", true)] {
-                let size = TrainingSize { size_px, batch_size, rank, recompute, bytes_per_number };
+                let size = TrainingSize {
+                    width_px: size_px,
+                    height_px: size_px,
+                    batch_size,
+                    rank,
+                    recompute,
+                    bytes_per_number,
+                };
                 bytes.insert(format!("{dtype}{name}"), found.training_bytes(size));
             }
         }

@@ -40,6 +40,8 @@ fn settle(arguments: &TrainArguments) -> anyhow::Result<(ResolvedConfig, Plan)> 
     let flags = [
         ("model.base", &arguments.base),
         ("model.prediction", &arguments.prediction),
+        ("model.device", &arguments.device),
+        ("model.ops", &arguments.ops),
         ("data.images", &arguments.images),
         ("output.folder", &arguments.output),
     ];

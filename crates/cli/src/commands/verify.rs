@@ -15,6 +15,8 @@ pub(crate) fn run(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> a
         learning_rate: arguments.learning_rate,
         weight_decay: arguments.weight_decay,
         dtype: arguments.dtype,
+        device: arguments.device,
+        ops: arguments.ops,
         checkpointing: arguments.checkpointing,
     };
     let mut is_started = false;

@@ -32,13 +32,13 @@ impl Heads {
     }
 
     /// (b, n, l, d) -> (b, l, n d)
-    fn join(self, xs: &Tensor) -> Result<Tensor> {
+    fn join(xs: &Tensor) -> Result<Tensor> {
         let (b, n, l, d) = xs.dims4()?;
         xs.transpose(1, 2)?.contiguous()?.reshape((b, l, n * d))
     }
 
     /// First query and number of queries of each tile.
-    fn tiles(self, q: &Tensor, k: &Tensor) -> Result<Vec<(usize, usize)>> {
+    fn tiles(q: &Tensor, k: &Tensor) -> Result<Vec<(usize, usize)>> {
         let (b, n, queries, _) = q.dims4()?;
         let rows = (TILE_SCORES / (b * n * k.dim(2)?).max(1)).clamp(1, queries.max(1));
         Ok((0..queries).step_by(rows).map(|first| (first, rows.min(queries - first))).collect())
@@ -64,17 +64,17 @@ impl Heads {
 
     fn forward(self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.split(q)?, self.split(k)?, self.split(v)?);
-        let tiles = self.tiles(&q, &k)?.into_iter().map(|(first, rows)| {
+        let tiles = Self::tiles(&q, &k)?.into_iter().map(|(first, rows)| {
             self.weights(&q.narrow(2, first, rows)?.contiguous()?, &k, first)?.to_dtype(v.dtype())?.matmul(&v)
         });
-        self.join(&Tensor::cat(&tiles.collect::<Result<Vec<_>>>()?, 2)?)
+        Self::join(&Tensor::cat(&tiles.collect::<Result<Vec<_>>>()?, 2)?)
     }
 
     fn backward(self, q: &Tensor, k: &Tensor, v: &Tensor, d_o: &Tensor) -> Result<[Tensor; 3]> {
         let (q, k, v, d_o) = (self.split(q)?, self.split(k)?, self.split(v)?, self.split(d_o)?);
         let scale = 1.0 / (q.dim(3)? as f64).sqrt();
         let (mut dq, mut dk, mut dv) = (Vec::new(), None, None);
-        for (first, rows) in self.tiles(&q, &k)? {
+        for (first, rows) in Self::tiles(&q, &k)? {
             let (q, d_o) = (q.narrow(2, first, rows)?.contiguous()?, d_o.narrow(2, first, rows)?.contiguous()?);
             let weights = self.weights(&q, &k, first)?; // P: (b, n, rows, keys)
             let d_weights = wide(&d_o.matmul(&v.t()?)?)?; // dP
@@ -82,20 +82,20 @@ impl Heads {
             let d_scores = ((&weights * d_weights.broadcast_sub(&along)?)? * scale)?.to_dtype(q.dtype())?; // s dS
             dq.push(d_scores.matmul(&k)?);
             // Summed in f32: with many tiles, half precision would lose the small ones.
-            add(&mut dk, d_scores.transpose(2, 3)?.matmul(&q)?)?;
-            add(&mut dv, weights.to_dtype(d_o.dtype())?.transpose(2, 3)?.matmul(&d_o)?)?;
+            add(&mut dk, &d_scores.transpose(2, 3)?.matmul(&q)?)?;
+            add(&mut dv, &weights.to_dtype(d_o.dtype())?.transpose(2, 3)?.matmul(&d_o)?)?;
         }
         let sum = |sum: Option<Tensor>, like: &Tensor, dtype: DType| match sum {
-            Some(sum) => self.join(&sum.to_dtype(dtype)?),
-            None => self.join(&like.zeros_like()?),
+            Some(sum) => Self::join(&sum.to_dtype(dtype)?),
+            None => Self::join(&like.zeros_like()?),
         };
-        let dq = self.join(&Tensor::cat(&dq, 2)?)?;
+        let dq = Self::join(&Tensor::cat(&dq, 2)?)?;
         Ok([dq, sum(dk, &k, k.dtype())?, sum(dv, &v, v.dtype())?])
     }
 }
 
-fn add(sum: &mut Option<Tensor>, part: Tensor) -> Result<()> {
-    let part = wide(&part)?;
+fn add(sum: &mut Option<Tensor>, part: &Tensor) -> Result<()> {
+    let part = wide(part)?;
     *sum = Some(match sum.take() {
         None => part,
         Some(sum) => (sum + part)?,

@@ -16,7 +16,7 @@ pub(in crate::ops) fn conv2d(
     geometry: ConvGeometry,
 ) -> Result<Tensor> {
     let weight = weight.detach().to_dtype(xs.dtype())?;
-    let ys = with_bias(convolve(&padded(xs, geometry)?, &weight, geometry.stride)?, bias)?;
+    let ys = with_bias(&convolve(&padded(xs, geometry)?, &weight, geometry.stride)?, bias)?;
     let (_, height, width, _) = xs.dims4()?;
     recorded("generic-conv2d", &[xs], ys, move |dy| {
         Ok(vec![Some(backward_data(dy, &weight, geometry, (height, width))?)])
@@ -39,7 +39,7 @@ pub(in crate::ops) fn lora_conv2d(
     let b = factor(up, xs)?; // (out, r)
     let low_rank = move |x: &Tensor, a: &Tensor| convolve(&padded(x, geometry)?, a, geometry.stride)? * scale; // (b, h', w', r)
     let z = low_rank(&x, &a)?;
-    let ys = with_bias(convolve(&padded(&x, geometry)?, &weight, geometry.stride)?, bias)?; // (b, h', w', out)
+    let ys = with_bias(&convolve(&padded(&x, geometry)?, &weight, geometry.stride)?, bias)?; // (b, h', w', out)
     let ys = (&ys + rows(&z)?.matmul(&b.t()?)?.reshape(ys.shape())?)?;
     let tracked = xs.track_op();
     let (rank, up_shape, dtype) = (down.dim(0)?, up.shape().clone(), down.dtype());
@@ -73,7 +73,7 @@ fn convolve(xs: &Tensor, kernel: &Tensor, stride: usize) -> Result<Tensor> {
     ys.permute((0, 2, 3, 1))?.contiguous()
 }
 
-fn with_bias(ys: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+fn with_bias(ys: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     bias.map_or(Ok(ys.clone()), |bias| ys.broadcast_add(&bias.detach().to_dtype(ys.dtype())?))
 }
 
