@@ -41,6 +41,8 @@ mod clip_vocabulary;
 mod conditioner;
 mod config;
 mod conversion;
+#[cfg(feature = "cuda")]
+pub mod cuda_runtime;
 mod drawing;
 mod error;
 mod generator;
