@@ -28,30 +28,32 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(number) => self.open_cuda(number),
-            Self::Metal(number) if cfg!(feature = "metal") => {
-                Device::new_metal(number).map_err(|error| self.unavailable(&error.to_string()))
-            }
-            Self::Metal(_) => Err(self.unavailable("this program was built without Metal")),
+            Self::Metal(number) => self.open_metal(number),
         }
     }
 
     #[cfg(feature = "cuda")]
     fn open_cuda(self, number: usize) -> Result<Device, ModelError> {
-        let cards = crate::cuda_runtime::cards().map_err(|error| self.unavailable(&error.to_string()))?;
-        if number >= cards.len() {
-            return Err(self.unavailable(&format!("this machine has {} NVIDIA cards, counted from 0", cards.len())));
-        }
-        crate::cuda_runtime::open(number).map_err(|error| self.unavailable(&error.to_string()))
+        crate::cuda_runtime::open(number).map_err(|error| self.unavailable(&error.to_string(), error.hint()))
     }
 
     #[cfg(not(feature = "cuda"))]
     fn open_cuda(self, _: usize) -> Result<Device, ModelError> {
-        Err(self.unavailable("this program was built without CUDA"))
+        let hint = "build it with `--features cuda` (docs/gpu.md), or compute on the cpu";
+        Err(self.unavailable("this program was built without CUDA", hint))
     }
 
-    fn unavailable(self, reason: &str) -> ModelError {
+    fn open_metal(self, number: usize) -> Result<Device, ModelError> {
+        if !cfg!(feature = "metal") {
+            let hint = "build it with `--features metal` on a Mac, or compute on the cpu";
+            return Err(self.unavailable("this program was built without Metal", hint));
+        }
+        Device::new_metal(number).map_err(|error| self.unavailable(&error.to_string(), "compute on the cpu"))
+    }
+
+    fn unavailable(self, reason: &str, hint: &'static str) -> ModelError {
         let reason = reason.lines().next().unwrap_or_default().to_owned();
-        ModelError::NoDevice { device: self.to_string(), reason }
+        ModelError::NoDevice { device: self.to_string(), reason, hint }
     }
 
     /// Memory that is free on it, where the system tells.
@@ -74,6 +76,33 @@ impl DeviceChoice {
             Self::Cpu => DType::F32,
             Self::Cuda(number) if !computes_bf16(number) => DType::F16,
             Self::Cuda(_) | Self::Metal(_) => DType::BF16,
+        }
+    }
+}
+
+/// What holds while a run computes on a device: on an NVIDIA card, the small uploads that every operation makes are kept
+/// there, and products of f32 may be rounded.
+#[must_use]
+pub struct DeviceSession {
+    #[cfg(feature = "cuda")]
+    _cache: Option<crate::cuda_runtime::ParameterCache>,
+}
+
+impl DeviceSession {
+    /// Begins; counts for this thread. `tf32`: whether products of f32 matrices on an NVIDIA card may round their factors
+    /// to 10 bits of mantissa.
+    pub fn start(device: &Device, tf32: bool) -> Self {
+        #[cfg(feature = "cuda")]
+        {
+            if device.is_cuda() {
+                crate::cuda_runtime::set_tf32(tf32);
+            }
+            Self { _cache: crate::cuda_runtime::ParameterCache::start(device) }
+        }
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = (device, tf32);
+            Self {}
         }
     }
 }

@@ -155,6 +155,8 @@ pub enum ModelError {
         device: String,
         /// Why not.
         reason: String,
+        /// What the user can do.
+        hint: &'static str,
     },
     /// A picture that came out as no numbers.
     #[error("the picture with seed {seed} is not a number")]
@@ -270,11 +272,7 @@ impl ModelError {
                 let near = |size: &usize| ((size + multiple_px / 2) / multiple_px).max(1) * multiple_px;
                 format!("the nearest size that fits is {}x{}", near(width_px), near(height_px))
             }
-            Self::NoDevice { device, reason } if reason.contains("built without") => {
-                let feature = if device.starts_with("metal") { "metal" } else { "cuda" };
-                format!("build it with `--features {feature}` (docs/gpu.md), or compute on the cpu")
-            }
-            Self::NoDevice { .. } => "`loralei doctor` shows what this machine has; or compute on the cpu".into(),
+            Self::NoDevice { hint, .. } => (*hint).to_owned(),
             Self::NonFinitePicture { .. } => "compute in f32, and try without adapters or with smaller scales".into(),
             Self::Exists { .. } => "remove it, or write elsewhere".into(),
             Self::ClipSkip { .. } => "1 takes the last layer, 2 the one before".into(),

@@ -41,6 +41,8 @@ mod clip_vocabulary;
 mod conditioner;
 mod config;
 mod conversion;
+#[cfg(feature = "cuda")]
+pub mod cuda_runtime;
 mod device;
 mod drawing;
 mod error;
@@ -71,7 +73,7 @@ pub use base_files::BaseSource;
 pub use conditioner::{Conditioner, EncodedPrompts, TextStage};
 pub use config::{PerLevel, Prediction, SchedulerConfig, TextEncoderConfig, TimestepSpacing, UnetConfig, VaeConfig};
 pub use conversion::{Layout, convert};
-pub use device::{DeviceChoice, peak_device_bytes};
+pub use device::{DeviceChoice, DeviceSession, peak_device_bytes};
 pub use drawing::{DrawingSettings, NoiseSource, draw_latents};
 pub use error::{ForeignModel, ModelError};
 pub use generator::{AdapterUse, ImageSide, TextSide};

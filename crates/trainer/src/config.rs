@@ -53,6 +53,8 @@ pub struct ModelConfig {
     /// Which implementation of the operations computes: `auto`, our kernels where the device has some, or `generic`, the
     /// tensor library's operations everywhere.
     pub ops: Ops,
+    /// On NVIDIA cards: whether products of `f32` may round their factors to 10 bits of mantissa (TF32), which is faster.
+    pub tf32: bool,
 }
 
 /// `[data]`: the images and what they show.
@@ -219,7 +221,14 @@ pub struct OutputConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { base: "emoji".to_string(), prediction: None, dtype: None, device: DeviceChoice::Cpu, ops: Ops::Auto }
+        Self {
+            base: "emoji".to_string(),
+            prediction: None,
+            dtype: None,
+            device: DeviceChoice::Cpu,
+            ops: Ops::Auto,
+            tf32: false,
+        }
     }
 }
 

@@ -1,13 +1,14 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 49] = [
+pub(crate) const KEYS: [&str; 50] = [
     "preset",
     "model.base",
     "model.prediction",
     "model.dtype",
     "model.device",
     "model.ops",
+    "model.tf32",
     "data.images",
     "data.size_px",
     "data.width_px",

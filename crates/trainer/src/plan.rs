@@ -67,6 +67,8 @@ pub struct Plan {
     pub device: DeviceChoice,
     /// Which implementation of the operations.
     pub ops: Ops,
+    /// Whether products of f32 on an NVIDIA card may be rounded.
+    pub tf32: bool,
     /// The folder of images.
     pub images: PathBuf,
     /// Width of the training images in pixels, above 0.
@@ -139,6 +141,7 @@ impl Plan {
             dtype: config.model.dtype.unwrap_or_else(|| Dtype::usual(config.model.device)),
             device: config.model.device,
             ops: config.model.ops,
+            tf32: config.model.tf32,
             images,
             width_px,
             height_px,

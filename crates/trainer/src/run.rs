@@ -4,7 +4,7 @@
 //! of latents are functions of (seed, step, micro-batch), the learning rate a function of the step.
 
 use loralei_data::{CaptionRules, Folder};
-use loralei_model::{Base, BaseDescription, BaseSource, TrainingSize, peak_device_bytes};
+use loralei_model::{Base, BaseDescription, BaseSource, DeviceSession, TrainingSize, peak_device_bytes};
 use std::path::Path;
 use std::time::Instant;
 
@@ -60,6 +60,7 @@ fn train_here(
 ) -> Result<Finished, TrainError> {
     let started = Instant::now();
     let base = Base::open(base, plan.prediction, plan.dtype.into(), &plan.device.open()?)?;
+    let _session = DeviceSession::start(base.device(), plan.tf32);
     base.check_size(plan.width_px, plan.height_px)?;
     *expected_bytes = Some(expect_memory(plan, &base, events)?);
     let folder = read_folder(plan, events)?;

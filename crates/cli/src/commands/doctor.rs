@@ -12,7 +12,10 @@ use crate::args::DoctorArguments;
 struct Findings {
     version: &'static str,
     platform: String,
-    device: &'static str,
+    /// Devices to compute on: `cpu`, and the cards.
+    devices: Vec<String>,
+    /// Why no card can be used.
+    no_card: Option<String>,
     processor: Option<String>,
     /// Threads that the run will use.
     num_cores: usize,
@@ -31,12 +34,14 @@ pub(crate) fn run(arguments: &DoctorArguments) -> anyhow::Result<()> {
 
 impl Findings {
     fn new() -> Self {
+        let (cards, no_card) = cards();
         let meminfo = proc_file("meminfo");
         let kib = |name: &str| field(&meminfo, name)?.strip_suffix("kB")?.trim().parse::<u64>().ok();
         Self {
             version: env!("CARGO_PKG_VERSION"),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            device: "cpu",
+            devices: std::iter::once("cpu".to_owned()).chain(cards).collect(),
+            no_card,
             processor: field(&proc_file("cpuinfo"), "model name").map(str::to_string),
             num_cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_bytes: kib("MemTotal").map(|kib| kib * 1024),
@@ -56,7 +61,8 @@ impl Findings {
         let lines = [
             ("loralei", self.version.to_string()),
             ("platform", self.platform.clone()),
-            ("device", self.device.to_string()),
+            ("devices", self.devices.join("; ")),
+            ("cards", self.no_card.clone().unwrap_or_else(|| "as above".to_owned())),
             ("processor", self.processor.clone().unwrap_or("unknown".to_string())),
             ("cores", self.num_cores.to_string()),
             ("memory", format!("{}, {} available", gib(self.memory_bytes), gib(self.available_memory_bytes))),
@@ -65,6 +71,32 @@ impl Findings {
         ];
         lines.map(|(name, value)| format!("{name:<10} {value}\n")).concat()
     }
+}
+
+/// The cards that can be used, or why there is none.
+#[cfg(feature = "cuda")]
+fn cards() -> (Vec<String>, Option<String>) {
+    match loralei_model::cuda_runtime::cards() {
+        Ok(cards) => {
+            let gib = |bytes: u64| bytes as f64 / f64::powi(2.0, 30);
+            let line = |(number, card): (usize, &loralei_model::cuda_runtime::Card)| {
+                let ((major, minor), free, total) =
+                    (card.compute_capability, gib(card.free_bytes), gib(card.total_bytes));
+                format!("cuda:{number} {} ({major}.{minor}), {free:.1} of {total:.1} GiB free", card.name)
+            };
+            (cards.iter().enumerate().map(line).collect(), None)
+        }
+        Err(error) => (Vec::new(), Some(format!("none: {error}; hint: {}", error.hint()))),
+    }
+}
+
+/// The cards that can be used, or why there is none.
+#[cfg(not(feature = "cuda"))]
+fn cards() -> (Vec<String>, Option<String>) {
+    if cfg!(feature = "metal") {
+        return (vec!["metal".to_owned()], None);
+    }
+    (Vec::new(), Some("none: this program was built without CUDA and Metal".to_owned()))
 }
 
 /// A file of Linux's `/proc`; empty elsewhere.
