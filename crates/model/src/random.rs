@@ -42,17 +42,17 @@ pub enum Purpose {
     InitialNoise,
     /// The noise that a sampler adds at a step.
     SamplerNoise,
+    /// The weights of a network that is only measured.
+    Weights,
+    /// Inputs and shapes for checking operations.
+    Check,
 }
 
 impl Purpose {
     /// The purpose of initialising the factor called `name`. Its numbers depend on the name alone, not on how many
     /// factors there are or in which order they are made.
     pub fn factor_init(name: &str) -> Self {
-        // FNV-1a, 64 bit: offset basis and prime of the published function.
-        let name_hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        Purpose::FactorInit { name_hash }
+        Purpose::FactorInit { name_hash: name_hash(name) }
     }
 
     /// The fixed number of this purpose and its detail. Numbers are never reused or changed.
@@ -69,8 +69,17 @@ impl Purpose {
             Purpose::CaptionDropout => (9, 0),
             Purpose::InitialNoise => (10, 0),
             Purpose::SamplerNoise => (11, 0),
+            Purpose::Weights => (12, 0),
+            Purpose::Check => (13, 0),
         }
     }
+}
+
+/// FNV-1a, 64 bit: offset basis and prime of the published function.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// The place in a run at which numbers are drawn. Every method is a pure function: the same place gives the same

@@ -1,5 +1,5 @@
 //! From the tensors of a file to the layers of a network: every tensor is asked for by name and shape, and what nobody
-//! asked for is an error.
+//! asked for is an error. Instead of a file there may be random numbers.
 //!
 //! A [`Weights`] stands at one place in the network, as the name of a module does; `weights.at("attn1").at("to_q")` is
 //! the module `attn1.to_q`. It also carries the [`Injection`], so that a layer gets its LoRA factors where it is made.
@@ -8,6 +8,7 @@ use crate::error::ModelError;
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use crate::lora::{Injection, LayerShape, LoraFactors};
 use crate::ops::ConvGeometry;
+use crate::random_weights::RandomWeights;
 use crate::weight_files::WeightFiles;
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
@@ -26,17 +27,32 @@ pub struct Weights<'a> {
 
 /// What all places of one file share.
 pub struct Source<'a> {
-    files: &'a WeightFiles,
+    origin: Origin<'a>,
     dtype: DType,
     device: Device,
     asked: RefCell<BTreeSet<String>>,
     injection: Option<&'a Injection>,
 }
 
+/// Where numbers come from.
+enum Origin<'a> {
+    Files(&'a WeightFiles),
+    Random(RandomWeights),
+}
+
 impl<'a> Source<'a> {
     /// Tensors of `files` as `dtype` on `device`, with factors where `injection` says.
     pub fn new(files: &'a WeightFiles, dtype: DType, device: &Device, injection: Option<&'a Injection>) -> Self {
-        Self { files, dtype, device: device.clone(), asked: RefCell::default(), injection }
+        Self::of(Origin::Files(files), dtype, device, injection)
+    }
+
+    /// Whatever is asked for, with random numbers: for measuring a network of a size without having it.
+    pub fn random(seed: u64, dtype: DType, device: &Device, injection: Option<&'a Injection>) -> Self {
+        Self::of(Origin::Random(RandomWeights::new(seed)), dtype, device, injection)
+    }
+
+    fn of(origin: Origin<'a>, dtype: DType, device: &Device, injection: Option<&'a Injection>) -> Self {
+        Self { origin, dtype, device: device.clone(), asked: RefCell::default(), injection }
     }
 
     /// The root of the network.
@@ -49,12 +65,13 @@ impl<'a> Source<'a> {
     /// # Errors
     /// [`ModelError::UnexpectedTensors`].
     pub fn finish(&self, ignore: impl Fn(&str) -> bool) -> Result<()> {
+        let Origin::Files(files) = self.origin else { return Ok(()) };
         let asked = self.asked.borrow();
-        let mut unexpected = self.files.names().filter(|name| !asked.contains(*name) && !ignore(name));
+        let mut unexpected = files.names().filter(|name| !asked.contains(*name) && !ignore(name));
         match unexpected.next() {
             None => Ok(()),
             Some(first) => Err(ModelError::UnexpectedTensors {
-                file: self.files.path().display().to_string(),
+                file: files.path().display().to_string(),
                 count: 1 + unexpected.count(),
                 key: first.to_owned(),
             }),
@@ -75,11 +92,6 @@ impl Weights<'_> {
         &self.path
     }
 
-    /// Whether the file has a tensor `name` here.
-    pub fn has(&self, name: &str) -> bool {
-        self.source.files.info(&self.key(name)).is_some()
-    }
-
     fn key(&self, name: &str) -> String {
         let dot = if self.path.is_empty() { "" } else { "." };
         format!("{}{dot}{name}", self.path)
@@ -91,28 +103,14 @@ impl Weights<'_> {
     /// # Errors
     /// A missing tensor, another shape, a number that is not finite.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let (key, files) = (self.key(name), self.source.files);
-        let file = || files.path().display().to_string();
-        let Some(info) = files.info(&key) else { return Err(ModelError::MissingTensor { file: file(), key }) };
-        let found = info.shape;
-        let squeezed = |shape: &[usize]| match shape {
-            [a, b, 1, 1] => vec![*a, *b],
-            other => other.to_vec(),
+        let (key, source) = (self.key(name), self.source);
+        let tensor = match &source.origin {
+            Origin::Files(files) => from_files(files, &key, shape)?.to_dtype(source.dtype)?.to_device(&source.device)?,
+            Origin::Random(random) => random.tensor(&key, shape, source.dtype, &source.device)?,
         };
-        if squeezed(&found) != squeezed(shape) {
-            return Err(ModelError::WrongShape { file: file(), key, found, expected: shape.to_vec() });
-        }
-        let values = files.read_f32(&key)?;
-        // The sum of x * 0 is 0 for finite numbers and NaN otherwise, and vectorises.
-        if !values.chunks(4096).all(|chunk| chunk.iter().map(|x| x * 0.0).sum::<f32>() == 0.0) {
-            return Err(ModelError::NonFiniteWeight { file: file(), key });
-        }
-        self.source.asked.borrow_mut().insert(key);
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?
-            .to_dtype(self.source.dtype)?
-            .to_device(&self.source.device)?)
+        source.asked.borrow_mut().insert(key);
+        Ok(tensor)
     }
-
     fn bias(&self, size: usize, wanted: bool) -> Result<Option<Tensor>> {
         wanted.then(|| self.tensor("bias", &[size])).transpose()
     }
@@ -182,4 +180,24 @@ impl Weights<'_> {
     pub fn layer_norm(&self, channels: usize, eps: f64) -> Result<LayerNorm> {
         Ok(LayerNorm { weight: self.tensor("weight", &[channels])?, bias: self.tensor("bias", &[channels])?, eps })
     }
+}
+
+/// The tensor `key` in f32 on the host, if it has `shape`.
+fn from_files(files: &WeightFiles, key: &str, shape: &[usize]) -> Result<Tensor> {
+    let (file, named) = (|| files.path().display().to_string(), || key.to_owned());
+    let Some(info) = files.info(key) else { return Err(ModelError::MissingTensor { file: file(), key: named() }) };
+    let found = info.shape;
+    let squeezed = |shape: &[usize]| match shape {
+        [a, b, 1, 1] => vec![*a, *b],
+        other => other.to_vec(),
+    };
+    if squeezed(&found) != squeezed(shape) {
+        return Err(ModelError::WrongShape { file: file(), key: named(), found, expected: shape.to_vec() });
+    }
+    let values = files.read_f32(key)?;
+    // The sum of x * 0 is 0 for finite numbers and NaN otherwise, and vectorises.
+    if !values.chunks(4096).all(|chunk| chunk.iter().map(|x| x * 0.0).sum::<f32>() == 0.0) {
+        return Err(ModelError::NonFiniteWeight { file: file(), key: named() });
+    }
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
