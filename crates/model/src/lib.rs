@@ -82,7 +82,7 @@ pub use error::{ForeignModel, ModelError};
 pub use generator::{AdapterUse, ImageSide, TextSide};
 pub use lora::{AdapterSet, FactorValues, Initialize, Injection, LayerShape, LoraFactors, Targets, without_factors};
 pub use noise_schedule::NoiseSchedule;
-pub use op_check::{OpCheck, check_ops};
+pub use op_check::{OpCheck, check_ops, op_tolerance};
 pub use prompt::{PromptPart, WeightedText, parse_prompt};
 pub use random::{Draw, Purpose};
 pub use sampler::{Sampler, SamplerKind};

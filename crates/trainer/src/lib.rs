@@ -48,7 +48,9 @@ mod prior;
 mod result;
 mod run;
 mod smoothed_loss;
+mod step_bench;
 mod training_step;
+mod update;
 mod verify;
 
 pub use adamw::{AdamW, AdamWSettings, Moments};
@@ -75,4 +77,5 @@ pub use plan::{BaseChoice, ComponentPlan, Plan, PriorPlan};
 pub use result::WrittenAdapter;
 pub use run::{Finished, train};
 pub use smoothed_loss::SmoothedLoss;
+pub use step_bench::{StepBench, StepTimes, matmul_flops_per_s};
 pub use verify::{StepVerification, Verified};

@@ -2,9 +2,10 @@
 
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::Adapter;
+use loralei_adapter::keys::Component;
 use loralei_model::{
     AdapterSet, Base, Checkpointing, Conditioning, FactorValues, Injection, LayerShape, LoraFactors, NoiseSchedule,
-    TextEncoder, Unet, ops, without_factors,
+    SchedulerConfig, Source, TextEncoder, Unet, UnetConfig, ops, without_factors,
 };
 use std::sync::Arc;
 
@@ -66,6 +67,30 @@ impl Network {
             Some(module) => Err(loralei_model::ModelError::ForeignAdapter { key: module.clone() }.into()),
             None => Ok(network),
         }
+    }
+
+    /// A U-Net of any size with random weights and new factors as planned, without text encoders: for measuring.
+    ///
+    /// # Errors
+    /// Targets that match nothing, no memory.
+    pub fn random(
+        config: &UnetConfig,
+        plan: &ComponentPlan,
+        dtype: DType,
+        device: &Device,
+        checkpointing: Checkpointing,
+    ) -> Result<Self, TrainError> {
+        const SEED: u64 = 0;
+        let injection = new_factors(Component::Unet.prefix(), plan, SEED);
+        let unet = Unet::new(&Source::random(SEED, dtype, device, Some(&injection)).root(), config)?;
+        Ok(Self {
+            unet,
+            text_encoders: Vec::new(),
+            factors: AdapterSet::new(injection.finish("U-Net")?),
+            schedule: NoiseSchedule::new(&SchedulerConfig::default()),
+            checkpointing,
+            device: device.clone(),
+        })
     }
 
     fn assemble(

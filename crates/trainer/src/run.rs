@@ -20,7 +20,8 @@ use crate::plan::Plan;
 use crate::prior::prior_captions;
 use crate::result::{AdapterFile, WrittenAdapter, adapter_path};
 use crate::smoothed_loss::SmoothedLoss;
-use crate::training_step::{StepUnderWay, TrainingStep};
+use crate::training_step::TrainingStep;
+use crate::update::StepUnderWay;
 
 /// Steps between two readings on a card.
 const READ_EVERY_STEPS: usize = 10;

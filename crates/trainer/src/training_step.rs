@@ -3,85 +3,30 @@
 //! On a card nothing of it waits for the result: loss and norm stay on the device until they are read, and meanwhile the
 //! processor makes the next batch ready.
 
+use candle_core::Device;
 use loralei_data::batch_at;
 use loralei_model::{Draw, Purpose};
-use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor, Var};
-
-use crate::adamw::AdamW;
-use crate::clip::{clip_global_norm, clip_on_device};
 use crate::encoded::EncodedData;
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients, StepGradient};
-use crate::loss_scale::LossScale;
 use crate::network::{Network, Text, tensor};
 use crate::objective::MicroBatch;
 use crate::plan::Plan;
-
-/// What one step did.
-pub(crate) struct StepDone {
-    pub(crate) step: u64,
-    pub(crate) loss: f64,
-    /// Before clipping. Infinite for a step in f16 that was left out because it overflowed.
-    pub(crate) grad_norm: f64,
-    pub(crate) learning_rate: f64,
-}
-
-/// The same, with numbers that may still be on their way.
-pub(crate) struct StepUnderWay {
-    step: u64,
-    loss: Number,
-    grad_norm: Number,
-    learning_rate: f64,
-}
-
-enum Number {
-    Known(f64),
-    OnDevice { sum: Tensor, divisor: f64 },
-}
-
-impl Number {
-    fn read(&self) -> Result<f64, TrainError> {
-        match self {
-            Self::Known(value) => Ok(*value),
-            Self::OnDevice { sum, divisor } => {
-                Ok(sum.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>()? / divisor)
-            }
-        }
-    }
-}
-
-impl StepUnderWay {
-    /// Waits for the numbers.
-    ///
-    /// # Errors
-    /// A loss or norm that is not finite.
-    pub(crate) fn read(self) -> Result<StepDone, TrainError> {
-        let Self { step, learning_rate, .. } = self;
-        let (loss, grad_norm) = (self.loss.read()?, self.grad_norm.read()?);
-        let is_checked = matches!(self.grad_norm, Number::Known(_));
-        if !loss.is_finite() || (!is_checked && !grad_norm.is_finite()) {
-            return Err(TrainError::NonFiniteLoss { step, loss });
-        }
-        Ok(StepDone { step, loss, grad_norm, learning_rate })
-    }
-}
+use crate::update::{StepUnderWay, Update};
 
 /// The moving parts of a run.
 pub(crate) struct TrainingStep<'a> {
     plan: &'a Plan,
     network: &'a Network,
     data: &'a EncodedData,
-    factors: BTreeMap<String, Var>,
-    adamw: AdamW,
-    loss_scale: LossScale,
+    update: Update,
 }
 
 impl<'a> TrainingStep<'a> {
     pub(crate) fn new(plan: &'a Plan, network: &'a Network, data: &'a EncodedData) -> Self {
-        let (adamw, loss_scale) = (AdamW::new(plan.adamw), LossScale::for_dtype(plan.dtype.into()));
-        Self { plan, network, data, factors: network.factors().vars(), adamw, loss_scale }
+        let update = Update::new(network, plan.adamw, plan.max_grad_norm, plan.dtype.into());
+        Self { plan, network, data, update }
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -89,43 +34,20 @@ impl<'a> TrainingStep<'a> {
     }
 
     pub(crate) fn step(&mut self, step: u64) -> Result<StepUnderWay, TrainError> {
-        let mut summed = self.summed_gradient(step)?;
+        let summed = self.summed_gradient(step)?;
         let ratio = self.plan.schedule.ratio(step);
         let learning_rate = ratio * self.plan.learning_rate();
-        let max_grad_norm = self.plan.max_grad_norm;
-        let waits = self.device().is_cpu() || self.loss_scale.adapts();
-        let (loss, grad_norm) = if waits {
-            let loss = summed.loss()?;
-            if !loss.is_finite() {
-                return Err(TrainError::NonFiniteLoss { step, loss });
-            }
-            let norm = match clip_global_norm(&mut summed.gradients, max_grad_norm) {
-                Err(TrainError::NonFiniteGradient { .. }) if self.loss_scale.update(false) => {
-                    let (loss, grad_norm) = (Number::Known(loss), Number::Known(f64::INFINITY));
-                    return Ok(StepUnderWay { step, loss, grad_norm, learning_rate });
-                }
-                other => other?,
-            };
-            // Of finite gradients the scale never complains.
-            let _ = self.loss_scale.update(true);
-            (Number::Known(loss), Number::Known(norm))
-        } else {
-            let norm = clip_on_device(&mut summed.gradients, max_grad_norm)?;
-            let loss = Number::OnDevice { sum: summed.loss_sum.clone(), divisor: summed.weight };
-            (loss, Number::OnDevice { sum: norm, divisor: 1.0 })
-        };
-        self.adamw.step(&self.factors, &summed.gradients, |key| ratio * self.plan.learning_rate_of(key))?;
-        Ok(StepUnderWay { step, loss, grad_norm, learning_rate })
+        self.update.apply(step, summed, learning_rate, |key| ratio * self.plan.learning_rate_of(key))
     }
 
     fn summed_gradient(&self, step: u64) -> Result<StepGradient, TrainError> {
         let mut tree = GradientTree::new();
         for micro in 0..self.plan.accumulate as u64 {
             let (batch, text) = self.micro_batch(step, micro)?;
-            let outcome = self.network.run(&batch, &text, self.loss_scale.factor())?;
+            let outcome = self.network.run(&batch, &text, self.update.loss_scale().factor())?;
             let mut gradients = self.network.factors().take_gradients(&outcome.gradients)?;
             self.add_prior(step, micro, &batch, &mut gradients)?;
-            self.loss_scale.remove(&mut gradients)?;
+            self.update.loss_scale().remove(&mut gradients)?;
             tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
         }
         tree.finish()?.ok_or(TrainError::StepWeight { weight: 0.0 })
@@ -144,7 +66,7 @@ impl<'a> TrainingStep<'a> {
         };
         let draw = Draw::new(self.plan.seed, step, micro, Purpose::PriorCaption);
         let Some(text) = self.data.prior_text(batch.timesteps.len(), draw)? else { return Ok(()) };
-        let outcome = self.network.run_prior(batch, &text, self.loss_scale.factor())?;
+        let outcome = self.network.run_prior(batch, &text, self.update.loss_scale().factor())?;
         for (name, gradient) in self.network.factors().take_gradients(&outcome.gradients)? {
             let Some(sum) = gradients.get_mut(&name) else { return Err(TrainError::GradientNames { name }) };
             *sum = (&*sum + (gradient * prior.weight)?)?;

@@ -1,0 +1,260 @@
+//! `bench step`: how long a training step takes on a U-Net of a given size with random weights.
+//!
+//! Latents and text are given, as in a run that has encoded them before, so a step is: noise added, the U-Net forward
+//! and backward, the norm clipped, the factors moved. All of it is the run's own code.
+
+use candle_core::{DType, Device, Tensor};
+use loralei_model::{DeviceSession, Draw, Purpose, UnetConfig, UnetCost, ops, peak_device_bytes};
+use std::time::Instant;
+
+use crate::adamw::AdamWSettings;
+use crate::config::{Checkpointing, Dtype, Ops, Targets};
+use crate::error::TrainError;
+use crate::gradient_tree::GradientTree;
+use crate::memory::peak_resident_bytes;
+use crate::network::{Network, Text, tensor};
+use crate::objective::MicroBatch;
+use crate::plan::ComponentPlan;
+use crate::update::Update;
+
+/// Tokens of the text, as CLIP has them.
+const TOKENS: usize = 77;
+/// The largest gradient norm: what the default of a run is.
+const MAX_GRAD_NORM: f64 = 1.0;
+const LEARNING_RATE: f64 = 1e-4;
+
+/// What is to be measured.
+#[derive(Debug, Clone)]
+pub struct StepBench {
+    /// The network.
+    pub unet: UnetConfig,
+    /// Height and width of the latents: a multiple of what the network divides by.
+    pub latent: usize,
+    /// Samples that go through together.
+    pub batch: usize,
+    /// Rank of the factors.
+    pub rank: usize,
+    /// Layers that get some.
+    pub targets: Targets,
+    /// Number type of the network.
+    pub dtype: Dtype,
+    /// What backward keeps.
+    pub checkpointing: Checkpointing,
+    /// Which implementation of the operations.
+    pub ops: Ops,
+    /// Whether products of f32 on an NVIDIA card may be rounded.
+    pub tf32: bool,
+    /// Steps that are measured, at least 1.
+    pub steps: usize,
+    /// Steps before these.
+    pub warmup: usize,
+}
+
+/// What was measured.
+#[derive(Debug, Clone)]
+pub struct StepTimes {
+    /// Seconds of each step.
+    pub step_s: Vec<f64>,
+    /// Loss of the last step.
+    pub loss: f64,
+    /// Numbers that learn.
+    pub trainable: usize,
+    /// Arithmetic of a step: [`UnetCost::lora_step_flops`] of all samples.
+    pub flops_per_step: u64,
+    /// Highest memory of the process, where the system tells.
+    pub peak_resident_bytes: Option<u64>,
+    /// Highest memory on a card.
+    pub peak_device_bytes: Option<u64>,
+}
+
+impl StepTimes {
+    /// The fastest step, in seconds.
+    pub fn min_s(&self) -> f64 {
+        self.step_s.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    /// The median step, in seconds: of an even number of steps the mean of the middle two.
+    pub fn median_s(&self) -> f64 {
+        let mut sorted = self.step_s.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match sorted.len() {
+            0 => f64::NAN,
+            length if length % 2 == 1 => sorted[middle],
+            _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        }
+    }
+}
+
+impl StepBench {
+    /// Measures on `device`; `progress` is called with the number of steps done and of all.
+    ///
+    /// # Errors
+    /// Sizes that do not fit the network, no memory.
+    pub fn run(&self, device: &Device, mut progress: impl FnMut(u64, u64)) -> Result<StepTimes, TrainError> {
+        self.ops.run(|| self.run_here(device, &mut progress))
+    }
+
+    fn run_here(&self, device: &Device, progress: &mut dyn FnMut(u64, u64)) -> Result<StepTimes, TrainError> {
+        let _session = DeviceSession::start(device, self.tf32);
+        let plan = ComponentPlan {
+            targets: self.targets.clone(),
+            rank: self.rank,
+            alpha: self.rank as f64,
+            learning_rate: LEARNING_RATE,
+        };
+        let dtype = self.dtype.into();
+        let network = Network::random(&self.unet, &plan, dtype, device, self.checkpointing.into())?;
+        let mut update = Update::new(&network, AdamWSettings::default(), Some(MAX_GRAD_NORM), dtype);
+        let shape = (self.batch, self.unet.in_channels, self.latent, self.latent);
+        let latents = normal(shape, 0, Purpose::LatentSample, DType::F32, device)?;
+        let context = (self.batch, TOKENS, self.unet.cross_attention_dim.at(0));
+        let text = Text::Encoded(normal(context, 0, Purpose::Check, dtype, device)?);
+
+        let all = (self.warmup + self.steps) as u64;
+        let (mut step_s, mut loss) = (Vec::with_capacity(self.steps), f64::NAN);
+        for step in 0..all {
+            device.synchronize()?;
+            let started = Instant::now();
+            let done = self.step(step, &latents, &text, &network, &mut update)?;
+            device.synchronize()?;
+            if step >= self.warmup as u64 {
+                step_s.push(started.elapsed().as_secs_f64());
+            }
+            loss = done.read()?.loss;
+            progress(step + 1, all);
+        }
+        let cost = UnetCost::new(&self.unet, self.latent, self.latent, TOKENS);
+        Ok(StepTimes {
+            step_s,
+            loss,
+            trainable: network.factors().vars().values().map(|var| var.elem_count()).sum(),
+            flops_per_step: cost.lora_step_flops() * self.batch as u64,
+            peak_resident_bytes: peak_resident_bytes(),
+            peak_device_bytes: peak_device_bytes(device),
+        })
+    }
+
+    fn step(
+        &self,
+        step: u64,
+        latents: &Tensor,
+        text: &Text,
+        network: &Network,
+        update: &mut Update,
+    ) -> Result<crate::update::StepUnderWay, TrainError> {
+        let last = network.schedule().num_timesteps() as i64;
+        let batch = MicroBatch {
+            latents: latents.clone(),
+            noise: normal(latents.shape(), step, Purpose::Noise, DType::F32, latents.device())?,
+            timesteps: Draw::new(0, step, 0, Purpose::Timesteps).integers(0..last, self.batch),
+            loss_mask: None,
+            sample_weight: None,
+        };
+        let outcome = network.run(&batch, text, update.loss_scale().factor())?;
+        let mut gradients = network.factors().take_gradients(&outcome.gradients)?;
+        update.loss_scale().remove(&mut gradients)?;
+        let mut tree = GradientTree::new();
+        tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
+        let summed = tree.finish()?.ok_or(TrainError::StepWeight { weight: 0.0 })?;
+        update.apply(step, summed, LEARNING_RATE, |_| LEARNING_RATE)
+    }
+}
+
+fn normal(
+    shape: impl Into<candle_core::Shape>,
+    step: u64,
+    purpose: Purpose,
+    dtype: DType,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    let shape = shape.into();
+    tensor(Draw::new(0, step, 0, purpose).standard_normal(shape.elem_count()), shape)?
+        .to_device(device)?
+        .to_dtype(dtype)
+}
+
+/// What a large square product reaches on `device`, in floating-point operations a second: the best of several. What the
+/// step reaches is to be seen beside it.
+///
+/// # Errors
+/// No memory.
+pub fn matmul_flops_per_s(dtype: Dtype, device: &Device) -> Result<f64, TrainError> {
+    let (side, repeats) = if device.is_cpu() { (2048, 5) } else { (8192, 10) };
+    let square = |step| normal((side, side), step, Purpose::Check, dtype.into(), device);
+    let (a, b) = (square(0)?, square(1)?);
+    let mut best_s = f64::INFINITY;
+    // The first one pays for what is set up at the first use.
+    for _ in 0..=repeats {
+        device.synchronize()?;
+        let started = Instant::now();
+        let product = ops::linear(&a, &b, None)?;
+        device.synchronize()?;
+        best_s = best_s.min(started.elapsed().as_secs_f64());
+        drop(product);
+    }
+    Ok(2.0 * (side as f64).powi(3) / best_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny() -> StepBench {
+        let unet = r#"{"block_out_channels": [32, 64], "cross_attention_dim": 24, "attention_head_dim": 4,
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "norm_num_groups": 8,
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "layers_per_block": 1}"#;
+        StepBench {
+            unet: UnetConfig::parse(unet, "test").unwrap(),
+            latent: 8,
+            batch: 2,
+            rank: 3,
+            targets: Targets::Attention,
+            dtype: Dtype::F32,
+            checkpointing: Checkpointing::None,
+            ops: Ops::Auto,
+            tf32: false,
+            steps: 2,
+            warmup: 1,
+        }
+    }
+
+    #[test]
+    fn steps_are_counted_and_stay_finite() {
+        let mut seen = Vec::new();
+        let times = tiny().run(&Device::Cpu, |done, all| seen.push((done, all))).unwrap();
+        assert_eq!(seen, [(1, 3), (2, 3), (3, 3)]);
+        assert_eq!(times.step_s.len(), 2);
+        assert!(times.min_s() > 0.0 && times.min_s() <= times.median_s());
+        assert!(times.loss.is_finite() && times.loss > 0.0);
+        // Transformers of width 32: one down, two up; of width 64: the middle. Six projections of c to c, two from 24.
+        let of_width = |c: usize| 3 * (6 * (c + c) + 2 * (24 + c));
+        assert_eq!(times.trainable, 3 * of_width(32) + of_width(64));
+        assert!(times.peak_device_bytes.is_none());
+    }
+
+    #[test]
+    fn every_number_type_and_policy_measures_the_same_loss() {
+        let loss = |bench: StepBench| bench.run(&Device::Cpu, |_, _| ()).unwrap().loss;
+        let expected = loss(tiny());
+        let full = loss(StepBench { targets: Targets::Full, checkpointing: Checkpointing::Block, ..tiny() });
+        assert!((full / expected - 1.0).abs() < 0.01, "{full} {expected}");
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            let narrow = loss(StepBench { dtype, ..tiny() });
+            assert!((narrow / expected - 1.0).abs() < 0.05, "{dtype:?}: {narrow} {expected}");
+        }
+        let generic = loss(StepBench { ops: Ops::Generic, ..tiny() });
+        assert!((generic / expected - 1.0).abs() < 1e-4, "{generic} {expected}");
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_is_between_the_middle_two() {
+        let of = |step_s: &[f64]| {
+            let (loss, trainable, flops_per_step) = (0.0, 0, 0);
+            let (peak_resident_bytes, peak_device_bytes) = (None, None);
+            let step_s = step_s.to_vec();
+            StepTimes { step_s, loss, trainable, flops_per_step, peak_resident_bytes, peak_device_bytes }.median_s()
+        };
+        assert_eq!((of(&[3.0, 1.0, 2.0]), of(&[4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
+    }
+}
