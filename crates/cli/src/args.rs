@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use loralei_model::{DeviceChoice, Layout, Prediction, SamplerKind};
-use loralei_trainer::{Checkpointing, Dtype, Ops};
+use loralei_trainer::{Checkpointing, Dtype, Ops, Targets};
 
 /// Trains a LoRA adapter for Stable Diffusion from a folder of images
 #[derive(Debug, Parser)]
@@ -22,9 +22,12 @@ pub(crate) enum Command {
     /// Look at a base model, or write it in another layout
     #[command(subcommand)]
     Model(ModelCommand),
-    /// Run a part of the training on given numbers, for comparing with another program
+    /// Hold a part of the training against another program or another device
     #[command(subcommand)]
     Verify(VerifyCommand),
+    /// Measure how fast this machine trains
+    #[command(subcommand)]
+    Bench(BenchCommand),
     Doctor(DoctorArguments),
 }
 
@@ -197,6 +200,7 @@ pub(crate) struct ModelConvertArguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum VerifyCommand {
     Step(VerifyStepArguments),
+    Ops(VerifyOpsArguments),
 }
 
 /// Training steps on given latents, noise, timesteps and token ids, without clipping
@@ -235,6 +239,74 @@ pub(crate) struct VerifyStepArguments {
     /// What is kept for the backward pass
     #[arg(long, default_value = "none", value_parser = checkpointing())]
     pub(crate) checkpointing: Checkpointing,
+}
+
+/// Every operation on a device against the same on the processor: values and gradients on random inputs
+#[derive(Debug, Args)]
+#[command(
+    after_help = "On the processor itself, the tensor library's operations are held against our kernels. Ends with exit \
+code 5 if an operation is off by more than the tolerance."
+)]
+pub(crate) struct VerifyOpsArguments {
+    /// Where to compute: cpu, cuda, cuda:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
+    /// Number type of the activations and frozen weights
+    #[arg(long, default_value = "f32", value_parser = dtypes())]
+    pub(crate) dtype: Dtype,
+    /// What inputs and shapes are drawn from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Largest relative error [default: 1e-5 in f32 on the processor, 1e-4 on a card; 2e-2 in bf16, 5e-3 in f16]
+    #[arg(long, value_name = "ERROR")]
+    pub(crate) tolerance: Option<f64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    Step(BenchStepArguments),
+}
+
+/// Time training steps on a U-Net of SD 1.5's size with random weights
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Latents and text are given. Prints one JSON object: seconds per step, images per second, memory, and \
+the arithmetic of a step beside what a large product of matrices reaches here."
+)]
+pub(crate) struct BenchStepArguments {
+    /// Height and width of the latents, an eighth of the picture's: a multiple of 8
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(8..=1024))]
+    pub(crate) latent: u16,
+    /// Pictures that go through the network together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) batch: u16,
+    /// Rank of the factors
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) rank: u16,
+    /// Layers that get factors
+    #[arg(long, default_value = "attention", value_parser = target_sets())]
+    pub(crate) targets: Targets,
+    /// Number type in which the base computes
+    #[arg(long, default_value = "f32", value_parser = dtypes())]
+    pub(crate) dtype: Dtype,
+    /// What is kept for the backward pass
+    #[arg(long, default_value = "none", value_parser = checkpointing())]
+    pub(crate) checkpointing: Checkpointing,
+    /// Where to compute: cpu, cuda, cuda:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
+    /// Operations: our kernels where the device has some, or the tensor library's everywhere
+    #[arg(long, default_value = "auto", value_parser = implementations())]
+    pub(crate) ops: Ops,
+    /// Let an NVIDIA card round the factors of f32 products
+    #[arg(long)]
+    pub(crate) tf32: bool,
+    /// Steps that are measured
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) steps: u16,
+    /// Steps before these
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) warmup: u16,
 }
 
 /// Show what this program and this machine can do
@@ -281,6 +353,13 @@ fn size_px(text: &str) -> Result<(usize, usize), String> {
     sides.ok_or_else(|| "write WIDTHxHEIGHT in pixels, such as 512x384".to_owned())
 }
 
+fn target_sets() -> impl TypedValueParser<Value = Targets> {
+    PossibleValuesParser::new(["attention", "full"]).map(|name| match name.as_str() {
+        "full" => Targets::Full,
+        _ => Targets::Attention,
+    })
+}
+
 fn implementations() -> impl TypedValueParser<Value = Ops> {
     PossibleValuesParser::new(["auto", "generic"]).map(|name| match name.as_str() {
         "generic" => Ops::Generic,
@@ -293,4 +372,22 @@ fn checkpointing() -> impl TypedValueParser<Value = Checkpointing> {
         "block" => Checkpointing::Block,
         _ => Checkpointing::None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parser_is_sound_and_a_bench_has_the_peers_defaults() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+        let parsed = Arguments::try_parse_from(["loralei", "bench", "step", "--targets", "full"]).unwrap();
+        let Command::Bench(BenchCommand::Step(step)) = parsed.command else { panic!("{parsed:?}") };
+        assert_eq!((step.latent, step.batch, step.rank, step.steps, step.warmup), (64, 1, 4, 5, 2));
+        assert_eq!((step.targets, step.dtype, step.device), (Targets::Full, Dtype::F32, DeviceChoice::Cpu));
+        for wrong in [["--steps", "0"], ["--targets", "none"], ["--dtype", "f64"], ["--batch", "0"]] {
+            assert!(Arguments::try_parse_from(["loralei", "bench", "step"].iter().chain(&wrong)).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The commands, each as one function from its arguments to its output.
 
 pub(crate) mod base;
+pub(crate) mod bench;
 pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod model;

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use indicatif::MultiProgress;
 
-use crate::args::{Arguments, Command, ModelCommand, VerifyCommand};
+use crate::args::{Arguments, BenchCommand, Command, ModelCommand, VerifyCommand};
 use crate::report::{Reporter, exit_code, print_error};
 
 /// candle walks and drops its graph by recursion, a frame or more per operation of the model.
@@ -61,7 +61,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Generate(generate) => commands::generate::run(&generate, &mut reporter),
         Command::Model(ModelCommand::Info(info)) => commands::model::info(&info, &mut reporter),
         Command::Model(ModelCommand::Convert(convert)) => commands::model::convert(&convert, &mut reporter),
-        Command::Verify(VerifyCommand::Step(step)) => commands::verify::run(&step, &mut reporter),
+        Command::Verify(VerifyCommand::Step(step)) => commands::verify::step(&step, &mut reporter),
+        Command::Verify(VerifyCommand::Ops(ops)) => commands::verify::ops(&ops),
+        Command::Bench(BenchCommand::Step(step)) => commands::bench::step(&step, &mut reporter),
         Command::Doctor(doctor) => commands::doctor::run(&doctor),
     }
 }

@@ -68,11 +68,8 @@ impl Case {
 
     fn check(&self, device: &Device, dtype: DType) -> Result<OpCheck> {
         let expected = self.run(&Device::Cpu, dtype)?;
-        let found = if device.is_cpu() {
-            ops::without_kernels(|| self.run(device, dtype))?
-        } else {
-            self.run(device, dtype)?
-        };
+        let found =
+            if device.is_cpu() { ops::without_kernels(|| self.run(device, dtype))? } else { self.run(device, dtype)? };
         let mut error = 0.0f64;
         for (found, expected) in found.iter().zip(&expected) {
             error = error.max(distance(found, expected)?);
@@ -82,10 +79,10 @@ impl Case {
 
     /// The output, and the gradients of a fixed projection of it.
     fn run(&self, device: &Device, dtype: DType) -> Result<Vec<Tensor>> {
-        let cast = |x: &Tensor, is_factor: bool| {
-            x.to_dtype(if is_factor { DType::F32 } else { dtype })?.to_device(device)
-        };
-        let inputs = self.inputs.iter().enumerate().map(|(i, x)| Var::from_tensor(&cast(x, self.has_factors && i > 0)?));
+        let cast =
+            |x: &Tensor, is_factor: bool| x.to_dtype(if is_factor { DType::F32 } else { dtype })?.to_device(device);
+        let inputs =
+            self.inputs.iter().enumerate().map(|(i, x)| Var::from_tensor(&cast(x, self.has_factors && i > 0)?));
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         let mut all: Vec<Tensor> = inputs.iter().map(|var| var.as_tensor().clone()).collect();
         for frozen in &self.frozen {

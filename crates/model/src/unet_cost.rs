@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn sd15_costs_what_is_published() {
-        // 339 GMAC for SD 1.x without the attention products (Kim et al. 2023, arXiv 2305.15798), 0.80 TFLOP with them.
+        // 339 GMAC for SD 1.x without the products of attention (Kim et al. 2023, arXiv 2305.15798).
         let cost = sd15(64);
         assert_eq!(cost.layer_macs / 100_000_000, 3386, "{cost:?}");
         assert_eq!((cost.attention_macs + 50_000_000) / 100_000_000, 630, "{cost:?}");

@@ -105,7 +105,9 @@ impl Weights<'_> {
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (key, source) = (self.key(name), self.source);
         let tensor = match &source.origin {
-            Origin::Files(files) => from_files(files, &key, shape)?.to_dtype(source.dtype)?.to_device(&source.device)?,
+            Origin::Files(files) => {
+                from_files(files, &key, shape)?.to_dtype(source.dtype)?.to_device(&source.device)?
+            }
             Origin::Random(random) => random.tensor(&key, shape, source.dtype, &source.device)?,
         };
         source.asked.borrow_mut().insert(key);

@@ -134,6 +134,18 @@ pub enum TrainError {
         /// What is wrong.
         reason: String,
     },
+    /// Operations of a device that do not compute what they should.
+    #[error("{count} operations are off by more than {tolerance:e}, worst `{operation}` by {error:.1e}")]
+    OperationsDiffer {
+        /// How many.
+        count: usize,
+        /// The worst.
+        operation: String,
+        /// Its relative error.
+        error: f64,
+        /// What was allowed.
+        tolerance: f64,
+    },
     /// The images or captions cannot be used.
     #[error(transparent)]
     Data(#[from] loralei_data::DataError),
@@ -195,6 +207,7 @@ impl TrainError {
             TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteLatents { .. }
+            | TrainError::OperationsDiffer { .. }
             | TrainError::Model(ModelError::NonFiniteWeight { .. } | ModelError::NonFinitePicture { .. }) => 5,
             TrainError::Model(ModelError::File(error)) | TrainError::Adapter(error) if error.is_disk() => 6,
             TrainError::Disk { .. } => 6,
@@ -235,6 +248,10 @@ impl TrainError {
                 "the base's autoencoder is damaged, or the image is: try another of either".to_string()
             }
             TrainError::Batch { .. } => "the tensors and their shapes: `loralei verify step --help`".to_string(),
+            TrainError::OperationsDiffer { .. } => {
+                "`--ops generic` computes with the tensor library's operations; a card that fails these too is at fault"
+                    .to_string()
+            }
             TrainError::Data(error) => return error.hint(),
             TrainError::Model(error) => return error.hint(),
             TrainError::Adapter(error) => return error.hint(),

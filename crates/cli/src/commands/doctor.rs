@@ -100,19 +100,19 @@ fn cards() -> (Vec<String>, Option<String>) {
 }
 
 /// A file of Linux's `/proc`; empty elsewhere.
-fn proc_file(name: &str) -> String {
+pub(crate) fn proc_file(name: &str) -> String {
     std::fs::read_to_string(format!("/proc/{name}")).unwrap_or_default()
 }
 
 /// The value of the first line `name : value`.
-fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines()
         .find_map(|line| line.split_once(':').filter(|(key, _)| key.trim() == name))
         .map(|(_, value)| value.trim())
 }
 
 #[cfg(target_arch = "x86_64")]
-fn simd() -> BTreeMap<&'static str, bool> {
+pub(crate) fn simd() -> BTreeMap<&'static str, bool> {
     BTreeMap::from([
         ("avx2", std::is_x86_feature_detected!("avx2")),
         ("fma", std::is_x86_feature_detected!("fma")),
@@ -124,7 +124,7 @@ fn simd() -> BTreeMap<&'static str, bool> {
 }
 
 #[cfg(target_arch = "aarch64")]
-fn simd() -> BTreeMap<&'static str, bool> {
+pub(crate) fn simd() -> BTreeMap<&'static str, bool> {
     BTreeMap::from([
         ("neon", std::arch::is_aarch64_feature_detected!("neon")),
         ("fp16", std::arch::is_aarch64_feature_detected!("fp16")),
@@ -133,7 +133,7 @@ fn simd() -> BTreeMap<&'static str, bool> {
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn simd() -> BTreeMap<&'static str, bool> {
+pub(crate) fn simd() -> BTreeMap<&'static str, bool> {
     BTreeMap::new()
 }
 

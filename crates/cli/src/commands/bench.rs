@@ -1,0 +1,171 @@
+//! `loralei bench step`: how fast this machine trains, as one JSON object. Fields that other programs' figures have too
+//! are named as in the scripts that measure those.
+
+use std::io::{Write, stdout};
+
+use loralei_model::UnetConfig;
+use loralei_trainer::{Checkpointing, Dtype, Event, Ops, StepBench, StepTimes, Targets, matmul_flops_per_s};
+use serde::Serialize;
+
+use crate::args::BenchStepArguments;
+use crate::commands::doctor;
+use crate::report::Reporter;
+use crate::usage::UsageError;
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+struct Figures {
+    kind: &'static str,
+    latent: usize,
+    batch: usize,
+    steps: usize,
+    warmup: usize,
+    rank: usize,
+    targets: &'static str,
+    dtype: Dtype,
+    device: String,
+    threads: usize,
+    checkpointing: bool,
+    channels_last: bool,
+    compile: bool,
+    full_finetune: bool,
+    loralei: &'static str,
+    ops: &'static str,
+    tf32: bool,
+    processor: Option<String>,
+    /// Vector instructions that the processor has.
+    simd: Vec<&'static str>,
+    trainable: usize,
+    step_s_min: f64,
+    step_s_median: f64,
+    images_per_s: f64,
+    /// On a card what its tensors took, otherwise what the process took.
+    peak_gb: Option<f64>,
+    peak_resident_gb: Option<f64>,
+    peak_device_gb: Option<f64>,
+    gflop_per_step: f64,
+    gflop_per_s: f64,
+    matmul_peak_gflop_per_s: f64,
+}
+
+pub(crate) fn step(arguments: &BenchStepArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
+    let bench = bench(arguments)?;
+    let device = arguments.device.open()?;
+    let total = Some((bench.warmup + bench.steps) as u64);
+    reporter.show(&Event::PhaseStarted { name: "measuring".into(), total });
+    let times = bench.run(&device, |done, _| reporter.show(&Event::PhaseProgress { done }))?;
+    let peak_flops_per_s = matmul_flops_per_s(bench.dtype, &device)?;
+    reporter.finish();
+    let figures = Figures::new(&bench, arguments.device.to_string(), &times, peak_flops_per_s);
+    writeln!(stdout(), "{}", serde_json::to_string(&figures)?)?;
+    Ok(())
+}
+
+fn bench(arguments: &BenchStepArguments) -> anyhow::Result<StepBench> {
+    let unet = UnetConfig::parse(r#"{"cross_attention_dim": 768}"#, "SD 1.5")?;
+    let (latent, multiple) = (usize::from(arguments.latent), unet.total_downsampling());
+    if !latent.is_multiple_of(multiple) {
+        let message = format!("--latent {latent}: the network halves its maps until they are {multiple} times smaller");
+        return Err(UsageError::new(message, format!("take a multiple of {multiple}, such as 64 for 512 px")).into());
+    }
+    Ok(StepBench {
+        unet,
+        latent,
+        batch: arguments.batch.into(),
+        rank: arguments.rank.into(),
+        targets: arguments.targets.clone(),
+        dtype: arguments.dtype,
+        checkpointing: arguments.checkpointing,
+        ops: arguments.ops,
+        tf32: arguments.tf32,
+        steps: arguments.steps.into(),
+        warmup: arguments.warmup.into(),
+    })
+}
+
+impl Figures {
+    fn new(bench: &StepBench, device: String, times: &StepTimes, peak_flops_per_s: f64) -> Self {
+        let gigabytes = |bytes: Option<u64>| bytes.map(|bytes| rounded(bytes as f64 / 1e9));
+        let simd = doctor::simd().into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
+        Self {
+            kind: "sd15",
+            latent: bench.latent,
+            batch: bench.batch,
+            steps: bench.steps,
+            warmup: bench.warmup,
+            rank: bench.rank,
+            targets: if bench.targets == Targets::Full { "full" } else { "attention" },
+            dtype: bench.dtype,
+            device,
+            threads: rayon::current_num_threads(),
+            checkpointing: bench.checkpointing == Checkpointing::Block,
+            channels_last: true,
+            compile: false,
+            full_finetune: false,
+            loralei: env!("CARGO_PKG_VERSION"),
+            ops: if bench.ops == Ops::Generic { "generic" } else { "auto" },
+            tf32: bench.tf32,
+            processor: doctor::field(&doctor::proc_file("cpuinfo"), "model name").map(str::to_string),
+            simd: simd.collect(),
+            trainable: times.trainable,
+            step_s_min: rounded(times.min_s()),
+            step_s_median: rounded(times.median_s()),
+            images_per_s: rounded(bench.batch as f64 / times.median_s()),
+            peak_gb: gigabytes(times.peak_device_bytes.or(times.peak_resident_bytes)),
+            peak_resident_gb: gigabytes(times.peak_resident_bytes),
+            peak_device_gb: gigabytes(times.peak_device_bytes),
+            gflop_per_step: rounded(times.flops_per_step as f64 / 1e9),
+            gflop_per_s: rounded(times.flops_per_step as f64 / 1e9 / times.median_s()),
+            matmul_peak_gflop_per_s: rounded(peak_flops_per_s / 1e9),
+        }
+    }
+}
+
+/// To four decimals.
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Arguments, BenchCommand, Command};
+
+    fn parsed(more: &[&str]) -> anyhow::Result<StepBench> {
+        let words = ["loralei", "bench", "step"].iter().chain(more);
+        let Command::Bench(BenchCommand::Step(step)) = Arguments::try_parse_from(words)?.command else {
+            anyhow::bail!("another command")
+        };
+        bench(&step)
+    }
+
+    #[test]
+    fn the_object_has_the_names_that_the_peers_have() {
+        let bench = parsed(&["--batch", "2", "--checkpointing", "block", "--dtype", "bf16"]).unwrap();
+        let times = StepTimes {
+            step_s: vec![0.5, 0.25, 1.0],
+            loss: 1.0,
+            trainable: 797_184,
+            flops_per_step: 1_000_000_000,
+            peak_resident_bytes: Some(2_500_000_000),
+            peak_device_bytes: None,
+        };
+        let object = serde_json::to_value(Figures::new(&bench, "cpu".into(), &times, 3e9)).unwrap();
+        for name in ["kind", "latent", "steps", "warmup", "rank", "targets", "device", "threads", "channels_last"] {
+            assert!(object.get(name).is_some(), "{name}");
+        }
+        assert_eq!((&object["dtype"], &object["checkpointing"]), (&"bf16".into(), &true.into()));
+        assert_eq!((&object["step_s_min"], &object["step_s_median"]), (&0.25.into(), &0.5.into()));
+        assert_eq!((&object["images_per_s"], &object["gflop_per_s"]), (&4.0.into(), &2.0.into()));
+        assert_eq!((&object["peak_gb"], &object["peak_device_gb"]), (&2.5.into(), &serde_json::Value::Null));
+    }
+
+    #[test]
+    fn a_size_that_the_network_cannot_halve_is_refused() {
+        let error = parsed(&["--latent", "12"]).unwrap_err();
+        assert!(error.to_string().contains("8 times"), "{error}");
+        assert_eq!(parsed(&["--latent", "24"]).unwrap().latent, 24);
+    }
+}
