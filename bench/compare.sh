@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Times a training step here and in a peer (diffusers + PEFT), alternately, and prints both lines and the ratios.
+#
+#     PEER_PYTHON=python3 PEER_BENCH=bench_step.py bench/compare.sh [--rounds N] [options of `loralei bench step`]
+#
+# PEER_PYTHON  a Python with torch, diffusers and peft;  PEER_BENCH  the peer's script, which prints one JSON line
+# PEER_FLAGS   more flags for the peer alone, such as "--channels-last --compile"
+# LORALEI      the program [target/release/loralei]
+#
+# Alternately, because a machine's speed drifts: what one of the two met, the other meets as well. Without PEER_BENCH only
+# our lines are printed. Nothing but JSON lines goes to stdout; the ratios are the last of them.
+set -euo pipefail
+
+loralei=${LORALEI:-$(dirname "$0")/../target/release/loralei}
+rounds=2
+ours=() peer=()
+while (($#)); do
+    case $1 in
+        --rounds) rounds=$2; shift 2 ;;
+        --checkpointing)
+            ours+=("$1" "$2")
+            [[ $2 == none ]] || peer+=(--checkpointing)
+            shift 2 ;;
+        --targets)
+            ours+=("$1" "$2")
+            case $2 in full) peer+=(--targets kohya) ;; *) peer+=(--targets "$2") ;; esac
+            shift 2 ;;
+        --ops) ours+=("$1" "$2"); shift 2 ;;
+        --tf32) ours+=("$1"); shift ;;
+        --latent | --batch | --rank | --dtype | --device | --steps | --warmup) ours+=("$1" "$2"); peer+=("$1" "$2"); shift 2 ;;
+        *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    esac
+done
+# The two have other defaults.
+[[ " ${ours[*]} " == *" --latent "* ]] || { ours+=(--latent 64); peer+=(--latent 64); }
+
+lines=$(mktemp)
+trap 'rm -f "$lines"' EXIT
+read -ra peer_flags <<<"${PEER_FLAGS:-}"
+for ((round = 0; round < rounds; round++)); do
+    "$loralei" bench step "${ours[@]}" 2>/dev/null | tee -a "$lines"
+    [[ -z ${PEER_BENCH:-} ]] || "${PEER_PYTHON:-python3}" "$PEER_BENCH" "${peer[@]}" "${peer_flags[@]}" 2>/dev/null | tee -a "$lines"
+done
+[[ -z ${PEER_BENCH:-} ]] || "${PEER_PYTHON:-python3}" - "$lines" <<'PYTHON'
+import json, statistics, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+ours, peer = ([line for line in lines if key in line] for key in ("loralei", "torch"))
+def step(rows): return statistics.median(row["step_s_median"] for row in rows)
+def peak(rows): return max(row["peak_gb"] for row in rows)
+flop = ours[0]["gflop_per_step"]
+print(json.dumps({"ratio_step_s": round(step(ours) / step(peer), 3), "ratio_peak_gb": round(peak(ours) / peak(peer), 3),
+                  "ours_step_s": round(step(ours), 4), "peer_step_s": round(step(peer), 4),
+                  "ours_gflop_per_s": round(flop / step(ours), 1), "peer_gflop_per_s": round(flop / step(peer), 1),
+                  "matmul_peak_gflop_per_s": max(row["matmul_peak_gflop_per_s"] for row in ours)}))
+PYTHON
