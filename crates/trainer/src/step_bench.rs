@@ -15,7 +15,7 @@ use crate::memory::peak_resident_bytes;
 use crate::network::{Network, Text, tensor};
 use crate::objective::MicroBatch;
 use crate::plan::ComponentPlan;
-use crate::update::Update;
+use crate::update::{StepUnderWay, Update};
 
 /// Tokens of the text, as CLIP has them.
 const TOKENS: usize = 77;
@@ -142,7 +142,7 @@ impl StepBench {
         text: &Text,
         network: &Network,
         update: &mut Update,
-    ) -> Result<crate::update::StepUnderWay, TrainError> {
+    ) -> Result<StepUnderWay, TrainError> {
         let last = network.schedule().num_timesteps() as i64;
         let batch = MicroBatch {
             latents: latents.clone(),
@@ -169,9 +169,8 @@ fn normal(
     device: &Device,
 ) -> candle_core::Result<Tensor> {
     let shape = shape.into();
-    tensor(Draw::new(0, step, 0, purpose).standard_normal(shape.elem_count()), shape)?
-        .to_device(device)?
-        .to_dtype(dtype)
+    let values = Draw::new(0, step, 0, purpose).standard_normal(shape.elem_count());
+    tensor(values, shape)?.to_device(device)?.to_dtype(dtype)
 }
 
 /// What a large square product reaches on `device`, in floating-point operations a second: the best of several. What the
@@ -181,7 +180,10 @@ fn normal(
 /// No memory.
 pub fn matmul_flops_per_s(dtype: Dtype, device: &Device) -> Result<f64, TrainError> {
     let (side, repeats) = if device.is_cpu() { (2048, 5) } else { (8192, 10) };
-    let square = |step| normal((side, side), step, Purpose::Check, dtype.into(), device);
+    let square = |step| -> candle_core::Result<Tensor> {
+        let values = Draw::new(0, step, 0, Purpose::Check).uniform(-1.0, 1.0, side * side);
+        tensor(values, (side, side))?.to_dtype(dtype.into())?.to_device(device)
+    };
     let (a, b) = (square(0)?, square(1)?);
     let mut best_s = f64::INFINITY;
     // The first one pays for what is set up at the first use.
