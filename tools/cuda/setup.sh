@@ -7,7 +7,8 @@
 #     source FOLDER/env.sh
 #     cargo build --profile dist -p loralei --features cuda
 #
-# CUDA_COMPUTE_CAP, 90 where it is not set, is the oldest card that the program will run on: 80, 86, 89, 90, 100, 120.
+# CUDA_COMPUTE_CAP, 90 where it is not set, is the kind of card that the program will run on. 90 is the H100 and H200 and
+# no other; a number below, such as 80, is that kind and all later ones.
 set -euo pipefail
 
 folder=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/loralei-cuda}
