@@ -38,6 +38,7 @@ pub struct BaseDescription {
     /// Its networks.
     pub parts: Vec<PartDescription>,
     unet: UnetConfig,
+    text_layers: usize,
     latent_downsampling: usize,
 }
 
@@ -50,6 +51,8 @@ pub struct TrainingSize {
     pub height_px: usize,
     /// Pictures that go through the network together.
     pub batch_size: usize,
+    /// Whether the text encoder has factors too.
+    pub text_encoder: bool,
     /// Rank of the factors, in every attention of the U-Net.
     pub rank: usize,
     /// Whether blocks are computed again in backward.
@@ -84,20 +87,34 @@ impl BaseDescription {
             text_positions: base.text_encoder_positions(),
             parts,
             unet: base.unet_config().clone(),
+            text_layers: base.text_encoder_config(0).num_hidden_layers,
             latent_downsampling: base.vae_config().downsampling(),
         })
     }
 
-    /// About how many bytes training takes: the U-Net's weights, the factors with gradient and two moments, and what
-    /// backward reads. Captions and images are encoded before the U-Net is loaded, which takes less.
+    /// About how many bytes training takes: the program, the weights of what trains, the factors with gradient and two
+    /// moments, and what backward reads. Captions and images are encoded before the U-Net is loaded, which takes less.
     pub fn training_bytes(&self, size: TrainingSize) -> u64 {
-        let unet = self.parts.first().map_or(0, |part| part.num_parameters);
+        let (unet, text) = (self.parts.first(), self.parts.iter().filter(|part| part.name == "text encoder"));
+        let trained_text = text.filter(|_| size.text_encoder);
+        let weights: u64 = unet.into_iter().chain(trained_text).map(|part| part.num_parameters).sum();
         let latents = (size.width_px / self.latent_downsampling) * (size.height_px / self.latent_downsampling);
-        let per_picture = kept_numbers(&self.unet, latents, size.recompute);
+        let mut per_picture = kept_numbers(&self.unet, latents, self.text_positions, size.recompute);
+        if size.text_encoder {
+            // Norm, q, k, v, result, projection, sum; norm, two of four times the width, projection, sum.
+            let of_layer = if size.recompute { 1 } else { 18 };
+            per_picture += (of_layer * self.text_layers * self.text_positions * self.text_width) as u64;
+        }
         let factors = attention_factors(&self.unet, size.rank);
-        unet * size.bytes_per_number + factors * 16 + per_picture * size.batch_size as u64 * size.bytes_per_number
+        PROGRAM_BYTES
+            + weights * size.bytes_per_number
+            + factors * 16
+            + per_picture * size.batch_size as u64 * size.bytes_per_number
     }
 }
+
+/// The program itself and the scratch of its operations: what is resident of runs whose networks take nothing.
+const PROGRAM_BYTES: u64 = 60_000_000;
 
 fn part(name: &'static str, weights: &WeightFiles) -> PartDescription {
     let infos = || weights.names().filter_map(|name| weights.info(name)).filter(|info| is_float(info.dtype));
@@ -112,29 +129,61 @@ fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16)
 }
 
-/// Numbers that a training step keeps for backward, for one picture of `tokens` latents: the outputs of the operations
-/// of every resnet and transformer, or with recompute their inputs and the insides of the largest.
-fn kept_numbers(config: &UnetConfig, tokens: usize, recompute: bool) -> u64 {
-    let (mut sum, mut inputs, mut largest) = (0u64, 0u64, 0u64);
-    for (level, channels) in config.block_out_channels.iter().enumerate() {
-        let map = ((tokens >> (2 * level)) * channels) as u64;
-        let down = config.layers_per_block.at(level) as u64;
-        let num_resnets = 2 * down + 1;
-        // Norm, convolution, time, norm, convolution, sum; on the way up the joined map and its shortcut besides.
-        let resnet = 7 * map;
-        sum += num_resnets * resnet + (down + 1) * map;
-        inputs += num_resnets * 2 * map;
-        largest = largest.max(resnet);
-        if config.down_block_types[level] == "CrossAttnDownBlock2D" {
-            let depth = config.transformer_layers_per_block.at(level) as u64;
-            // Two attentions of norm, q, k, v, result, projection and sum; a feed-forward of 8 + 4 + 3; in and out.
-            let transformer = (4 + 29 * depth) * map;
-            sum += num_resnets * transformer;
-            inputs += num_resnets * map;
-            largest = largest.max(transformer);
+/// Numbers that a training step keeps for backward, for one picture of `latents` latents under a text of `text` tokens:
+/// the outputs of the operations of every resnet and transformer, or with recompute their inputs and the insides of the
+/// largest.
+fn kept_numbers(config: &UnetConfig, latents: usize, text: usize, recompute: bool) -> u64 {
+    let channels = &config.block_out_channels;
+    let last = channels.len() - 1;
+    let mut kept = Kept::default();
+    for (level, &c) in channels.iter().enumerate() {
+        let (tokens, layers) = (latents >> (2 * level), config.layers_per_block.at(level));
+        let (above, below) = (channels[level.saturating_sub(1)], channels[(level + 1).min(last)]);
+        let depth = config.transformer_layers_per_block.at(level);
+        let mut block = |inputs: usize, resnet: usize| {
+            kept.add(tokens * inputs, resnet);
+            if config.down_block_types[level] == "CrossAttnDownBlock2D" {
+                kept.add(tokens * c, transformer(tokens, c, text, depth));
+            }
+        };
+        for layer in 0..layers {
+            let inputs = if layer == 0 { above } else { c };
+            // Norm of the input, convolution, time, norm, convolution, sum; a shortcut where the width changes.
+            block(inputs, tokens * (inputs + 5 * c + if inputs == c { 0 } else { c }));
         }
+        for layer in 0..=layers {
+            let inputs = if layer == 0 { below } else { c } + if layer == layers { above } else { c };
+            // The joined map and its norm, then as above with a shortcut.
+            block(inputs, tokens * (2 * inputs + 6 * c));
+        }
+        // Gradients of the skips, and the upsampled map with its convolution.
+        kept.sum += (layers + 1) * tokens * c + if level > 0 { 8 * tokens * c } else { 0 };
     }
-    if recompute { inputs + largest } else { sum }
+    let (tokens, c) = (latents >> (2 * last), channels[last]);
+    let depth = config.transformer_layers_per_block.at(last);
+    kept.add(3 * tokens * c, 12 * tokens * c + transformer(tokens, c, text, depth));
+    (if recompute { kept.inputs + kept.largest } else { kept.sum }) as u64
+}
+
+/// Norm, projection in and out, sum; in each layer two attentions of norm, q, k, v, result, projection and sum, of which
+/// one has k and v of the text, and a feed-forward of norm, 8, 4, 1 and sum.
+fn transformer(tokens: usize, c: usize, text: usize, depth: usize) -> usize {
+    (4 + 27 * depth) * tokens * c + 2 * depth * text * c
+}
+
+#[derive(Default)]
+struct Kept {
+    sum: usize,
+    inputs: usize,
+    largest: usize,
+}
+
+impl Kept {
+    fn add(&mut self, inputs: usize, inside: usize) {
+        self.sum += inside;
+        self.inputs += inputs;
+        self.largest = self.largest.max(inside);
+    }
 }
 
 /// Numbers in factors of `rank` at q, k, v and out of every attention.

@@ -91,6 +91,7 @@ fn expect_memory(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Res
         width_px: plan.width_px,
         height_px: plan.height_px,
         batch_size: plan.batch_size,
+        text_encoder: plan.text_encoder.is_some(),
         rank: plan.unet.as_ref().map_or(0, |unet| unet.rank),
         recompute: plan.checkpointing == Checkpointing::Block,
         bytes_per_number: candle_core::DType::from(plan.dtype).size_in_bytes() as u64,

@@ -11,7 +11,7 @@ use crate::encoded::EncodedData;
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients, StepGradient};
 use crate::network::{Network, Text, tensor};
-use crate::objective::MicroBatch;
+use crate::objective::{MicroBatch, Outcome};
 use crate::plan::Plan;
 use crate::update::{StepUnderWay, Update};
 
@@ -44,11 +44,14 @@ impl<'a> TrainingStep<'a> {
         let mut tree = GradientTree::new();
         for micro in 0..self.plan.accumulate as u64 {
             let (batch, text) = self.micro_batch(step, micro)?;
-            let outcome = self.network.run(&batch, &text, self.update.loss_scale().factor())?;
-            let mut gradients = self.network.factors().take_gradients(&outcome.gradients)?;
+            let loss_scale = self.update.loss_scale().factor();
+            let Outcome { weighted_loss, weight, gradients: store, .. } =
+                self.network.run(&batch, &text, loss_scale)?;
+            let mut gradients = self.network.factors().take_gradients(&store)?;
+            drop(store); // candle's store holds on to the whole graph, which the prior must not find in memory
             self.add_prior(step, micro, &batch, &mut gradients)?;
             self.update.loss_scale().remove(&mut gradients)?;
-            tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
+            tree.push(gradients, weighted_loss, weight)?;
         }
         tree.finish()?.ok_or(TrainError::StepWeight { weight: 0.0 })
     }

@@ -74,6 +74,7 @@ impl Info {
                 let size = TrainingSize {
                     width_px: size_px,
                     height_px: size_px,
+                    text_encoder: false,
                     batch_size,
                     rank,
                     recompute,
