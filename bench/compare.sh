@@ -38,8 +38,8 @@ lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
 read -ra peer_flags <<<"${PEER_FLAGS:-}"
 for ((round = 0; round < rounds; round++)); do
-    "$loralei" bench step "${ours[@]}" 2>/dev/null | tee -a "$lines"
-    [[ -z ${PEER_BENCH:-} ]] || "${PEER_PYTHON:-python3}" "$PEER_BENCH" "${peer[@]}" "${peer_flags[@]}" 2>/dev/null | tee -a "$lines"
+    "$loralei" bench step "${ours[@]}" | tee -a "$lines"
+    [[ -z ${PEER_BENCH:-} ]] || "${PEER_PYTHON:-python3}" "$PEER_BENCH" "${peer[@]}" "${peer_flags[@]}" | tee -a "$lines"
 done
 [[ -z ${PEER_BENCH:-} ]] || "${PEER_PYTHON:-python3}" - "$lines" <<'PYTHON'
 import json, statistics, sys

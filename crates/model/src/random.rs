@@ -215,6 +215,8 @@ mod tests {
             Purpose::PriorCaption,
             Purpose::Flip,
             Purpose::CaptionDropout,
+            Purpose::Weights,
+            Purpose::Check,
         ];
         let mut firsts: Vec<Vec<i64>> =
             purposes.iter().map(|p| Draw::new(1, 0, 0, *p).integers(0..1 << 40, 2)).collect();
