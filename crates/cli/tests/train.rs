@@ -244,3 +244,15 @@ fn the_memory_that_is_said_before_is_what_the_run_takes() {
         assert!((expected / peak - 1.0).abs() < 0.15, "{more}: expected {expected} GB, took {peak} GB");
     }
 }
+
+#[test]
+fn a_device_that_is_not_there_is_one_line_with_a_hint_and_code_2() {
+    let place = workplace();
+    for command in ["verify ops", "bench step --latent 8", "generate --base emoji --prompt x --output x.png"] {
+        let arguments: Vec<&str> = command.split(' ').chain(["--device", "cuda:77"]).collect();
+        let output = loralei(place.path(), &arguments);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{command}: {said}");
+        assert!(said.contains("cannot compute on `cuda:77`") && said.contains("hint:"), "{command}: {said}");
+    }
+}

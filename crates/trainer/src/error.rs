@@ -89,6 +89,12 @@ pub enum TrainError {
         /// The first such factor by name.
         name: String,
     },
+    /// The gradients of a step are infinite or undefined, as read after it.
+    #[error("the gradient norm of step {step} is not finite")]
+    NonFiniteNorm {
+        /// The optimizer step, from 0.
+        step: u64,
+    },
     /// A factor without a gradient, or a gradient without a factor.
     #[error("the factors and the gradients differ at `{name}`")]
     GradientNames {
@@ -206,6 +212,7 @@ impl TrainError {
             TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Batch { .. } => 3,
             TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
+            | TrainError::NonFiniteNorm { .. }
             | TrainError::NonFiniteLatents { .. }
             | TrainError::OperationsDiffer { .. }
             | TrainError::Model(ModelError::NonFiniteWeight { .. } | ModelError::NonFinitePicture { .. }) => 5,
@@ -233,7 +240,9 @@ impl TrainError {
             TrainError::SetForm { .. } => "for example --set train.steps=500".to_string(),
             TrainError::UnknownPreset { known, .. } => format!("presets: {}", known.join(", ")),
             TrainError::Settings { violations } => joined(violations.iter().map(|v| v.hint.clone())),
-            TrainError::NonFiniteLoss { .. } | TrainError::NonFiniteGradient { .. } => {
+            TrainError::NonFiniteLoss { .. }
+            | TrainError::NonFiniteGradient { .. }
+            | TrainError::NonFiniteNorm { .. } => {
                 "lower `optimizer.learning_rate`, lengthen `schedule.warmup_steps`, or set `model.dtype` to \"f32\""
                     .to_string()
             }

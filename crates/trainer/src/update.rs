@@ -53,8 +53,11 @@ impl StepUnderWay {
         let Self { step, learning_rate, .. } = self;
         let (loss, grad_norm) = (self.loss.read()?, self.grad_norm.read()?);
         let is_checked = matches!(self.grad_norm, Number::Known(_));
-        if !loss.is_finite() || (!is_checked && !grad_norm.is_finite()) {
+        if !loss.is_finite() {
             return Err(TrainError::NonFiniteLoss { step, loss });
+        }
+        if !is_checked && !grad_norm.is_finite() {
+            return Err(TrainError::NonFiniteNorm { step });
         }
         Ok(StepDone { step, loss, grad_norm, learning_rate })
     }

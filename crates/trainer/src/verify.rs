@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::{Adapter, TensorFile, TensorView, write_tensors};
 use loralei_model::{Base, BaseSource};
-use loralei_model::{DeviceChoice, Prediction};
+use loralei_model::{DeviceChoice, DeviceSession, Prediction};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -66,6 +66,7 @@ impl StepVerification<'_> {
 
     fn run_here(self, mut progress: impl FnMut(u64, u64)) -> Result<Verified, TrainError> {
         let device = self.device.open()?;
+        let _session = DeviceSession::start(&device, false);
         let base = Base::open(self.base, self.prediction, self.dtype.into(), &device)?;
         let batches = Batches::open(self.batch)?;
         let adapter = Adapter::read(self.adapter)?;

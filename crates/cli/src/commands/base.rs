@@ -76,6 +76,11 @@ fn download(name: &str, _: &mut Reporter) -> anyhow::Result<BaseSource> {
     Err(TrainError::from(ModelError::NoSuchBase { name: name.to_owned() }).into())
 }
 
+/// An error of the model as the program reports it: with its exit code and hint.
+pub(crate) fn model(error: loralei_model::ModelError) -> anyhow::Error {
+    loralei_trainer::TrainError::from(error).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::is_hub_id;

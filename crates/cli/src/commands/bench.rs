@@ -8,7 +8,7 @@ use loralei_trainer::{Checkpointing, Dtype, Event, Ops, StepBench, StepTimes, Ta
 use serde::Serialize;
 
 use crate::args::BenchStepArguments;
-use crate::commands::doctor;
+use crate::commands::{base, doctor};
 use crate::report::Reporter;
 use crate::usage::UsageError;
 
@@ -50,7 +50,7 @@ struct Figures {
 
 pub(crate) fn step(arguments: &BenchStepArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     let bench = bench(arguments)?;
-    let device = arguments.device.open()?;
+    let device = arguments.device.open().map_err(base::model)?;
     let total = Some((bench.warmup + bench.steps) as u64);
     reporter.show(&Event::PhaseStarted { name: "measuring".into(), total });
     let times = bench.run(&device, |done, _| reporter.show(&Event::PhaseProgress { done }))?;

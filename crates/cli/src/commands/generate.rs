@@ -10,13 +10,15 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use loralei_adapter::{TensorFile, TensorView, atomic_write_bytes, write_tensors};
-use loralei_model::{AdapterUse, Base, DrawingSettings, EncodedPrompts, ImageSide, ModelError, NoiseSource, TextSide};
+use loralei_model::{
+    AdapterUse, Base, DeviceSession, DrawingSettings, EncodedPrompts, ImageSide, ModelError, NoiseSource, TextSide,
+};
 use loralei_picture::{GenerationParameters, Grid, Picture};
 use loralei_trainer::{BaseChoice, Dtype, Event, TrainError};
 use serde::Serialize;
 
 use crate::args::GenerateArguments;
-use crate::commands::base;
+use crate::commands::base::{self, model};
 use crate::report::Reporter;
 use crate::usage::UsageError;
 use adapters::Adapters;
@@ -33,6 +35,7 @@ fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::R
     let started = Instant::now();
     let source = base::source(&BaseChoice::from(arguments.base.base.as_str()), reporter)?;
     let device = arguments.device.open().map_err(model)?;
+    let _session = DeviceSession::start(&device, false);
     let dtype = arguments.dtype.unwrap_or_else(|| Dtype::usual(arguments.device));
     let base = Base::open(source, arguments.base.prediction, dtype.into(), &device).map_err(model)?;
     let noise =
@@ -295,10 +298,6 @@ fn check_output(output: &Path) -> anyhow::Result<()> {
         std::fs::create_dir_all(folder).map_err(|source| TrainError::Disk { path: folder.to_owned(), source })?;
     }
     Ok(())
-}
-
-fn model(error: ModelError) -> anyhow::Error {
-    TrainError::from(error).into()
 }
 
 /// What was drawn.

@@ -4,21 +4,17 @@ use std::collections::BTreeMap;
 use std::io::{Write, stdout};
 
 use candle_core::{DType, Device};
-use loralei_model::{Base, BaseDescription, ModelError, Prediction, TrainingSize, convert as convert_base};
-use loralei_trainer::{BaseChoice, Dtype, Event, TrainError};
+use loralei_model::{Base, BaseDescription, Prediction, TrainingSize, convert as convert_base};
+use loralei_trainer::{BaseChoice, Dtype, Event};
 use serde::Serialize;
 
 use crate::args::{ModelConvertArguments, ModelInfoArguments};
-use crate::commands::base;
+use crate::commands::base::{self, model};
 use crate::report::Reporter;
 
 fn open(name: &str, prediction: Option<Prediction>, reporter: &mut Reporter) -> anyhow::Result<Base> {
     let source = base::source(&BaseChoice::from(name), reporter)?;
     Base::open(source, prediction, DType::F32, &Device::Cpu).map_err(model)
-}
-
-fn model(error: ModelError) -> anyhow::Error {
-    TrainError::from(error).into()
 }
 
 /// What `--json` prints.

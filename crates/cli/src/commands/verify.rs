@@ -37,7 +37,7 @@ pub(crate) fn step(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> 
 
 /// Prints a table; an operation beyond the tolerance is an error.
 pub(crate) fn ops(arguments: &VerifyOpsArguments) -> anyhow::Result<()> {
-    let (device, dtype) = (arguments.device.open()?, arguments.dtype.into());
+    let (device, dtype) = (arguments.device.open().map_err(base::model)?, arguments.dtype.into());
     let tolerance = arguments.tolerance.unwrap_or_else(|| op_tolerance(&device, dtype));
     let checks = check_ops(&device, dtype, arguments.seed).map_err(TrainError::from)?;
     stdout().write_all(table(&checks, dtype.as_str(), tolerance).as_bytes())?;
