@@ -301,6 +301,9 @@ pub(crate) struct BenchStepArguments {
     /// Let an NVIDIA card round the factors of f32 products
     #[arg(long)]
     pub(crate) tf32: bool,
+    /// Also measure what each kind of operation takes
+    #[arg(long)]
+    pub(crate) profile: bool,
     /// Steps that are measured
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) steps: u16,

@@ -4,6 +4,7 @@
 //! and backward, the norm clipped, the factors moved. All of it is the run's own code.
 
 use candle_core::{DType, Device, Tensor};
+use loralei_model::ops::OpTimes;
 use loralei_model::{DeviceSession, Draw, Purpose, UnetConfig, UnetCost, ops, peak_device_bytes};
 use std::time::Instant;
 
@@ -44,6 +45,8 @@ pub struct StepBench {
     pub ops: Ops,
     /// Whether products of f32 on an NVIDIA card may be rounded.
     pub tf32: bool,
+    /// Whether the time of each kind of operation is measured too.
+    pub profile: bool,
     /// Steps that are measured, at least 1.
     pub steps: usize,
     /// Steps before these.
@@ -61,6 +64,8 @@ pub struct StepTimes {
     pub trainable: usize,
     /// Arithmetic of a step: [`UnetCost::lora_step_flops`] of all samples.
     pub flops_per_step: u64,
+    /// What the kernels took in the measured steps, if it was asked for.
+    pub op_times: OpTimes,
     /// Highest memory of the process, where the system tells.
     pub peak_resident_bytes: Option<u64>,
     /// Highest memory on a card.
@@ -112,14 +117,17 @@ impl StepBench {
         let text = Text::Encoded(normal(context, 0, Purpose::Check, dtype, device)?);
 
         let all = (self.warmup + self.steps) as u64;
-        let (mut step_s, mut loss) = (Vec::with_capacity(self.steps), f64::NAN);
+        let (mut step_s, mut loss, mut op_times) = (Vec::with_capacity(self.steps), f64::NAN, OpTimes::new());
         for step in 0..all {
             device.synchronize()?;
             let started = Instant::now();
-            let done = self.step(step, &latents, &text, &network, &mut update)?;
+            let mut run = || self.step(step, &latents, &text, &network, &mut update);
+            let (done, times) = if self.profile { ops::op_times(run) } else { (run(), OpTimes::new()) };
+            let done = done?;
             device.synchronize()?;
             if step >= self.warmup as u64 {
                 step_s.push(started.elapsed().as_secs_f64());
+                add_times(&mut op_times, &times);
             }
             loss = done.read()?.loss;
             progress(step + 1, all);
@@ -130,6 +138,7 @@ impl StepBench {
             loss,
             trainable: network.factors().vars().values().map(|var| var.elem_count()).sum(),
             flops_per_step: cost.lora_step_flops() * self.batch as u64,
+            op_times,
             peak_resident_bytes: peak_resident_bytes(),
             peak_device_bytes: peak_device_bytes(device),
         })
@@ -158,6 +167,14 @@ impl StepBench {
         tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
         let summed = tree.finish()?.ok_or(TrainError::StepWeight { weight: 0.0 })?;
         update.apply(step, summed, LEARNING_RATE, |_| LEARNING_RATE)
+    }
+}
+
+fn add_times(all: &mut OpTimes, times: &OpTimes) {
+    for (kind, time) in times {
+        let sum = all.entry(*kind).or_default();
+        sum.calls += time.calls;
+        sum.elapsed += time.elapsed;
     }
 }
 
@@ -201,6 +218,7 @@ pub fn matmul_flops_per_s(dtype: Dtype, device: &Device) -> Result<f64, TrainErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use loralei_model::ops::Pass;
 
     fn tiny() -> StepBench {
         let unet = r#"{"block_out_channels": [32, 64], "cross_attention_dim": 24, "attention_head_dim": 4,
@@ -216,6 +234,7 @@ mod tests {
             checkpointing: Checkpointing::None,
             ops: Ops::Auto,
             tf32: false,
+            profile: false,
             steps: 2,
             warmup: 1,
         }
@@ -250,12 +269,25 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_counts_the_kernels_of_the_measured_steps_within_their_time() {
+        assert!(tiny().run(&Device::Cpu, |_, _| ()).unwrap().op_times.is_empty());
+        let times = StepBench { profile: true, ..tiny() }.run(&Device::Cpu, |_, _| ()).unwrap();
+        let calls = |name, pass| times.op_times[&(name, pass)].calls;
+        // Four transformers of two attentions each, two steps.
+        assert_eq!((calls("attention", Pass::Forward), calls("attention", Pass::Backward)), (16, 16));
+        assert_eq!(calls("lora-linear", Pass::Forward), 4 * 8 * 2);
+        let in_kernels: f64 = times.op_times.values().map(|time| time.elapsed.as_secs_f64()).sum();
+        assert!(in_kernels > 0.0 && in_kernels < times.step_s.iter().sum(), "{in_kernels} {:?}", times.step_s);
+    }
+
+    #[test]
     fn the_median_of_an_even_number_is_between_the_middle_two() {
         let of = |step_s: &[f64]| {
             let (loss, trainable, flops_per_step) = (0.0, 0, 0);
-            let (peak_resident_bytes, peak_device_bytes) = (None, None);
+            let (op_times, peak_resident_bytes, peak_device_bytes) = (OpTimes::new(), None, None);
             let step_s = step_s.to_vec();
-            StepTimes { step_s, loss, trainable, flops_per_step, peak_resident_bytes, peak_device_bytes }.median_s()
+            StepTimes { step_s, loss, trainable, flops_per_step, op_times, peak_resident_bytes, peak_device_bytes }
+                .median_s()
         };
         assert_eq!((of(&[3.0, 1.0, 2.0]), of(&[4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
     }

@@ -1,9 +1,11 @@
 //! `loralei bench step`: how fast this machine trains, as one JSON object. Fields that other programs' figures have too
 //! are named as in the scripts that measure those.
 
+use std::collections::BTreeMap;
 use std::io::{Write, stdout};
 
 use loralei_model::UnetConfig;
+use loralei_model::ops::Pass;
 use loralei_trainer::{Checkpointing, Dtype, Event, Ops, StepBench, StepTimes, Targets, matmul_flops_per_s};
 use serde::Serialize;
 
@@ -46,6 +48,41 @@ struct Figures {
     gflop_per_step: f64,
     gflop_per_s: f64,
     matmul_peak_gflop_per_s: f64,
+    /// Of a step, by operation; what is left is in `other`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    profile: BTreeMap<&'static str, OpFigures>,
+}
+
+/// What one kind of operation took in a step.
+#[derive(Debug, Default, Serialize)]
+struct OpFigures {
+    calls: f64,
+    forward_s: f64,
+    backward_s: f64,
+}
+
+/// Seconds of a step in each kind of operation, and outside of all.
+fn profile(times: &StepTimes) -> BTreeMap<&'static str, OpFigures> {
+    let mut figures: BTreeMap<&'static str, OpFigures> = BTreeMap::new();
+    if times.op_times.is_empty() {
+        return figures;
+    }
+    let steps = times.step_s.len() as f64;
+    let mut other_s = times.step_s.iter().sum::<f64>() / steps;
+    for ((name, pass), time) in &times.op_times {
+        let of_op = figures.entry(name).or_default();
+        let elapsed_s = time.elapsed.as_secs_f64() / steps;
+        other_s -= elapsed_s;
+        match pass {
+            Pass::Forward => {
+                of_op.forward_s = rounded(elapsed_s);
+                of_op.calls = time.calls as f64 / steps;
+            }
+            Pass::Backward => of_op.backward_s = rounded(elapsed_s),
+        }
+    }
+    figures.insert("other", OpFigures { forward_s: rounded(other_s), ..OpFigures::default() });
+    figures
 }
 
 pub(crate) fn step(arguments: &BenchStepArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
@@ -78,6 +115,7 @@ fn bench(arguments: &BenchStepArguments) -> anyhow::Result<StepBench> {
         checkpointing: arguments.checkpointing,
         ops: arguments.ops,
         tf32: arguments.tf32,
+        profile: arguments.profile,
         steps: arguments.steps.into(),
         warmup: arguments.warmup.into(),
     })
@@ -117,6 +155,7 @@ impl Figures {
             gflop_per_step: rounded(times.flops_per_step as f64 / 1e9),
             gflop_per_s: rounded(times.flops_per_step as f64 / 1e9 / times.median_s()),
             matmul_peak_gflop_per_s: rounded(peak_flops_per_s / 1e9),
+            profile: profile(times),
         }
     }
 }
@@ -129,6 +168,7 @@ fn rounded(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use loralei_model::ops::OpTimes;
 
     use super::*;
     use crate::args::{Arguments, BenchCommand, Command};
@@ -149,6 +189,7 @@ mod tests {
             loss: 1.0,
             trainable: 797_184,
             flops_per_step: 1_000_000_000,
+            op_times: OpTimes::new(),
             peak_resident_bytes: Some(2_500_000_000),
             peak_device_bytes: None,
         };

@@ -7,6 +7,7 @@
 use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use super::real::{Real, map, map2, vectorized};
+use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -154,7 +155,10 @@ impl CustomOp1 for Geglu {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let dtype = candle_core::backend::BackendStorage::dtype(x);
-        let y = with_compute_type!(dtype, T => to_storage(self.forward(&numbers::<T>(x, layout)?), dtype)?);
+        let y = with_compute_type!(dtype, T => {
+            let x = numbers::<T>(x, layout)?;
+            to_storage(timed(self.name(), Pass::Forward, || self.forward(&x)), dtype)?
+        });
         let mut dims = layout.dims().to_vec();
         dims.pop();
         dims.push(self.half);
@@ -163,7 +167,7 @@ impl CustomOp1 for Geglu {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         with_compute_type!(x.dtype(), T => {
-            let dx = with_numbers(x, |xs: &[T]| with_numbers(dy, |dy: &[T]| Ok(self.backward(xs, dy))))?;
+            let dx = with_numbers(x, |xs: &[T]| with_numbers(dy, |dy: &[T]| Ok(timed(self.name(), Pass::Backward, || self.backward(xs, dy)))))?;
             to_tensor(dx, x.shape(), x.dtype()).map(Some)
         })
     }

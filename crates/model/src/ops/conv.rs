@@ -1,17 +1,16 @@
 //! Convolution of channels-last maps with a frozen kernel, alone and with a low-rank term.
 //!
-//! As products over patches (im2col), in tiles of bounded memory: Y = col W^T, and backward dcol = dY W, added back to
-//! the map. The LoRA term is the linear one over patches: s (col A^T) B^T, with A a kernel of r channels and B a 1x1
-//! convolution. The kernel is used as it lies for both directions, so nothing about it is kept twice.
+//! One product for each tap of the kernel, of the pixels that the tap reads with its slice of the kernel; backward, of the
+//! pixels that read one with the same slice the other way round. The LoRA term is s B (A * x), with A a kernel of r
+//! channels and B a 1x1 convolution. The kernel is used as it lies for both directions, so nothing of it is kept twice.
 
-use super::gemm::{Cores, Matrix, gemm, rows_per_task};
 use super::generic;
-use super::im2col::Patches;
-use super::linear::{LoraGradients, linear, lora_linear, rows_of};
-use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
+use super::linear::{LoraGradients, linear, lora_linear, narrow_product, summed_over_rows, transposed, with_bias};
+use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
+use super::product::{Columns, Cores, Initial, Out, PADDING, Rows, Stored, Term, product};
+use super::taps::Taps;
+use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
-use std::ops::Range;
 
 /// Stride and padding of a convolution, the same for both axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +67,8 @@ pub fn lora_conv2d(
         return lora_linear(xs, down, up, &matrix, bias, scale);
     }
     let frozen = Frozen::new(xs, weight, bias, geometry)?;
-    let (rank, kernel) = (down.dim(0)?, frozen.patches.kernel);
-    if down.dims() != [rank, frozen.patches.channels, kernel, kernel] || up.elem_count() != rank * frozen.num_out {
+    let (rank, kernel) = (down.dim(0)?, frozen.taps.kernel);
+    if down.dims() != [rank, frozen.taps.channels, kernel, kernel] || up.elem_count() != rank * frozen.num_out {
         bail!("LoRA factors {:?} and {:?} do not fit a kernel of shape {:?}", down.shape(), up.shape(), weight.shape());
     }
     if !generic::has_kernel(xs) {
@@ -88,13 +87,9 @@ fn as_matrix(weight: &Tensor, geometry: ConvGeometry) -> Result<Option<Tensor>> 
 struct Frozen {
     weight: Tensor,
     bias: Option<Tensor>,
-    batch: usize,
     num_out: usize,
-    patches: Patches,
+    taps: Taps,
 }
-
-/// Numbers in one tile of patches: 16 MB in f32.
-const TILE_NUMBERS: usize = 1 << 22;
 
 impl Frozen {
     fn new(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: ConvGeometry) -> Result<Self> {
@@ -107,76 +102,84 @@ impl Frozen {
         }
         let out = |size: usize| (padded(size) - kernel) / stride + 1;
         let (out_height, out_width) = (out(height), out(width));
-        let patches = Patches { height, width, channels, kernel, stride, pad: pad_before, out_height, out_width };
-        Ok(Self { weight: weight.detach(), bias: bias.map(Tensor::detach), batch, num_out, patches })
+        let taps = Taps { batch, height, width, channels, kernel, stride, pad: pad_before, out_height, out_width };
+        if xs.elem_count().max(taps.output_pixels() * num_out) >= PADDING as usize {
+            bail!("a convolution of {:?} is larger than its tables can say", xs.shape());
+        }
+        Ok(Self { weight: weight.detach(), bias: bias.map(Tensor::detach), num_out, taps })
     }
 
     fn out_shape(&self) -> Shape {
-        (self.batch, self.patches.out_height, self.patches.out_width, self.num_out).into()
+        (self.taps.batch, self.taps.out_height, self.taps.out_width, self.num_out).into()
     }
 
-    fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let rows = self.batch * self.patches.out_height * self.patches.out_width;
-        let step = (TILE_NUMBERS / self.patches.patch_len()).max(16);
-        (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
+    /// The convolution of `x` + bias + the low-rank addition `z` (pixels, r) times `up` (out, r): (pixels, out).
+    fn forward<T: Number>(&self, x: &[T], addition: Option<(&[T], &[T])>) -> Result<Vec<T>> {
+        let n = self.num_out;
+        let mut y = vec![T::default(); self.taps.output_pixels() * n];
+        with_stored(&self.weight, |kernel| {
+            with_bias(self.bias.as_ref(), |initial| {
+                let tables = self.tables();
+                let mut terms = taps_of(x, &tables, kernel, self.taps.channels);
+                terms.extend(addition.map(|(z, up)| {
+                    let r = up.len() / n;
+                    Term { rows: Rows::strided(z, r), columns: Columns::weight(Stored::Wide(up), 0, r), k: r }
+                }));
+                product(Out::new(&mut y, n), initial, &terms, Cores::All);
+                Ok(())
+            })
+        })?;
+        Ok(y)
     }
 
-    /// Calls `f` with the kernel as (out, patch).
-    fn with_kernel<T: Number, R>(&self, f: impl FnOnce(Matrix<T>) -> Result<R>) -> Result<R> {
-        with_numbers(&self.weight, |w| f(Matrix::new(w, self.num_out, self.patches.patch_len())))
+    /// For each tap, where its pixels start.
+    fn tables(&self) -> Vec<Vec<u32>> {
+        (0..self.taps.count()).map(|tap| self.taps.read_by(tap)).collect()
     }
 
-    fn input_len(&self) -> usize {
-        self.batch * self.patches.height * self.patches.width * self.patches.channels
+    /// The gradient of the map from `dy` (pixels, out), and from the low-rank addition `u` (pixels, r) with the kernel
+    /// `down` (r, kh kw in).
+    fn backward<T: Number>(&self, dy: &[T], addition: Option<(&[T], &[T])>) -> Result<Vec<T>> {
+        let (n, c, taps) = (self.num_out, self.taps.channels, self.taps.count());
+        let inputs = self.taps.inputs_by_taps();
+        let readers =
+            |width: usize| -> Vec<Vec<u32>> { (0..taps).map(|tap| self.taps.readers(&inputs, tap, width)).collect() };
+        let mut dx = vec![T::default(); self.taps.input_pixels() * c];
+        with_stored(&self.weight, |kernel| {
+            let term = |rows, kernel, tap, k| Term { rows, columns: Columns::matrix(kernel, tap * c, taps * c), k };
+            let tables = readers(n);
+            let frozen = tables.iter().enumerate().map(|(tap, table)| term(Rows::table(dy, table), kernel, tap, n));
+            let mut terms: Vec<_> = frozen.collect();
+            let of_factors = addition.map(|(u, down)| (u, down, readers(down.len() / (taps * c))));
+            if let Some((u, down, tables)) = &of_factors {
+                let r = down.len() / (taps * c);
+                let low_rank = tables.iter().enumerate();
+                terms.extend(low_rank.map(|(tap, table)| term(Rows::table(u, table), Stored::Wide(down), tap, r)));
+            }
+            product(Out::permuted(&mut dx, &self.taps.starts(&inputs), c), Initial::Zero, &terms, Cores::All);
+            Ok(())
+        })?;
+        Ok(dx)
     }
+}
 
-    fn rows_of_tile<'a, T>(&self, y: &'a [T], tile: &Range<usize>) -> &'a [T] {
-        &y[tile.start * self.num_out..tile.end * self.num_out]
-    }
+/// The terms of a convolution of `x` with a kernel (n, kh kw in).
+fn taps_of<'a, T: Number>(
+    x: &'a [T],
+    tables: &'a [Vec<u32>],
+    kernel: Stored<'a, T>,
+    channels: usize,
+) -> Vec<Term<'a, T>> {
+    let stride = tables.len() * channels;
+    let term = |(tap, table): (usize, &'a Vec<u32>)| Term {
+        rows: Rows::table(x, table),
+        columns: Columns::weight(kernel, tap * channels, stride),
+        k: channels,
+    };
+    tables.iter().enumerate().map(term).collect()
 }
 
 struct FrozenConv(Frozen);
-
-impl FrozenConv {
-    fn forward<T: Number>(&self, x: &[T]) -> Result<Vec<T>> {
-        let Self(frozen) = self;
-        let rows = frozen.out_shape().elem_count() / frozen.num_out;
-        let mut y = rows_of::<T>(frozen.bias.as_ref(), rows, frozen.num_out)?;
-        frozen.with_kernel(|w| {
-            let (n, len) = (frozen.num_out, frozen.patches.patch_len());
-            if let Some(rows) = rows_per_task(rows, n, len) {
-                // A task's patches are still in its core's cache when they are multiplied.
-                y.par_chunks_mut(rows * n).enumerate().for_each(|(i, y)| {
-                    let tile = i * rows..i * rows + y.len() / n;
-                    let col = frozen.patches.gather_here(x, tile.clone());
-                    gemm(y, frozen.bias.is_some(), T::ONE, Matrix::new(&col, tile.len(), len), w.t(), Cores::This);
-                });
-                return Ok(y);
-            }
-            for tile in frozen.tiles() {
-                let col = frozen.patches.gather(x, tile.clone());
-                let col = Matrix::new(&col, tile.len(), frozen.patches.patch_len());
-                let y = &mut y[tile.start * frozen.num_out..tile.end * frozen.num_out];
-                gemm(y, frozen.bias.is_some(), T::ONE, col, w.t(), Cores::All);
-            }
-            Ok(y)
-        })
-    }
-
-    fn backward<T: Number>(&self, dy: &[T]) -> Result<Vec<T>> {
-        let Self(frozen) = self;
-        let mut dx = vec![T::default(); frozen.input_len()];
-        frozen.with_kernel(|w| {
-            for tile in frozen.tiles() {
-                let dy = Matrix::new(frozen.rows_of_tile(dy, &tile), tile.len(), frozen.num_out);
-                let mut d_col = vec![T::default(); tile.len() * frozen.patches.patch_len()];
-                gemm(&mut d_col, false, T::ONE, dy, w, Cores::All);
-                frozen.patches.scatter_add(&d_col, tile, &mut dx);
-            }
-            Ok(dx)
-        })
-    }
-}
 
 impl CustomOp1 for FrozenConv {
     fn name(&self) -> &'static str {
@@ -185,13 +188,16 @@ impl CustomOp1 for FrozenConv {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let dtype = candle_core::backend::BackendStorage::dtype(x);
-        let y = with_compute_type!(dtype, T => to_storage(self.forward::<T>(&numbers(x, layout)?)?, dtype)?);
+        let y = with_compute_type!(dtype, T => {
+            let x = numbers::<T>(x, layout)?;
+            to_storage(timed(self.name(), Pass::Forward, || self.0.forward(&x, None))?, dtype)?
+        });
         Ok((y, self.0.out_shape()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         with_compute_type!(x.dtype(), T => {
-            let dx = with_numbers(dy, |dy: &[T]| self.backward(dy))?;
+            let dx = with_numbers(dy, |dy: &[T]| timed(self.name(), Pass::Backward, || self.0.backward(dy, None)))?;
             to_tensor(dx, x.shape(), x.dtype()).map(Some)
         })
     }
@@ -203,41 +209,34 @@ struct LoraConv {
     scale: f64,
 }
 
-/// (r, in, kh, kw) -> (r, kh kw in), the order of a patch; `inverse` goes back.
-fn reorder<T: Number>(down: &[T], patches: &Patches, inverse: bool) -> Vec<T> {
-    let (taps, channels) = (patches.kernel * patches.kernel, patches.channels);
-    let mut out = vec![T::default(); down.len()];
-    for (out, down) in out.chunks_exact_mut(taps * channels).zip(down.chunks_exact(taps * channels)) {
-        for c in 0..channels {
-            for tap in 0..taps {
-                let (file, patch) = (c * taps + tap, tap * channels + c);
-                if inverse { out[file] = down[patch] } else { out[patch] = down[file] }
-            }
+/// (r, in, kh, kw) -> (r, kh kw in): the order in which the taps of a kernel are read.
+fn by_taps<T: Number>(down: &[T], taps: &Taps) -> Vec<T> {
+    let (taps, channels) = (taps.count(), taps.channels);
+    let mut ordered = vec![T::default(); down.len()];
+    for (ordered, down) in ordered.chunks_exact_mut(taps * channels).zip(down.chunks_exact(taps * channels)) {
+        for tap in 0..taps {
+            (0..channels).for_each(|c| ordered[tap * channels + c] = down[c * taps + tap]);
         }
     }
-    out
+    ordered
 }
 
 impl LoraConv {
     fn forward<T: Number>(&self, x: &[T], down: &[T], up: &[T]) -> Result<Vec<T>> {
-        let Frozen { num_out, patches, .. } = &self.frozen;
-        let (n, r, len) = (*num_out, self.rank, patches.patch_len());
-        let down = reorder(down, patches, false);
-        let mut y = rows_of::<T>(self.frozen.bias.as_ref(), self.frozen.out_shape().elem_count() / n, n)?;
-        self.frozen.with_kernel(|w| {
-            for tile in self.frozen.tiles() {
-                let rows = tile.len();
-                let col = patches.gather(x, tile.clone());
-                let col = Matrix::new(&col, rows, len);
-                let y = &mut y[tile.start * n..tile.end * n];
-                gemm(y, self.frozen.bias.is_some(), T::ONE, col, w.t(), Cores::All);
-                let mut z = vec![T::default(); rows * r];
-                gemm(&mut z, false, T::ONE, col, Matrix::new(&down, r, len).t(), Cores::All);
-                let (z, up) = (Matrix::new(&z, rows, r), Matrix::new(up, n, r));
-                gemm(y, true, T::real(self.scale), z, up.t(), Cores::All);
-            }
-            Ok(y)
-        })
+        let down = by_taps(down, &self.frozen.taps);
+        let z = self.down(x, &down, &self.frozen.tables());
+        self.frozen.forward(x, Some((&z, up)))
+    }
+
+    /// s times the convolution of `x` with A, `down` (r, kh kw in): (pixels, r).
+    fn down<T: Number>(&self, x: &[T], down: &[T], tables: &[Vec<u32>]) -> Vec<T> {
+        let taps = &self.frozen.taps;
+        let mut z = vec![T::default(); taps.output_pixels() * self.rank];
+        let terms = taps_of(x, tables, Stored::Wide(down), taps.channels);
+        product(Out::new(&mut z, self.rank), Initial::Zero, &terms, Cores::All);
+        let scale = T::real(self.scale);
+        z.iter_mut().for_each(|z| *z *= scale);
+        z
     }
 
     fn backward<T: Number>(
@@ -248,35 +247,23 @@ impl LoraConv {
         dy: &[T],
         x_needs_it: bool,
     ) -> Result<LoraGradients<T>> {
-        let Frozen { num_out, patches, .. } = &self.frozen;
-        let (n, r, len, s) = (*num_out, self.rank, patches.patch_len(), T::real(self.scale));
-        let down = reorder(down, patches, false);
-        let (down, up) = (Matrix::new(&down, r, len), Matrix::new(up, n, r));
-        let (mut d_down, mut d_up) = (vec![T::default(); r * len], vec![T::default(); n * r]);
-        let mut dx = vec![T::default(); if x_needs_it { self.frozen.input_len() } else { 0 }];
-        self.frozen.with_kernel(|w| {
-            for tile in self.frozen.tiles() {
-                let rows = tile.len();
-                let dy = Matrix::new(self.frozen.rows_of_tile(dy, &tile), rows, n);
-                let mut u = vec![T::default(); rows * r];
-                gemm(&mut u, false, s, dy, up, Cores::All); // s dY B: (rows, r)
-                let u = Matrix::new(&u, rows, r);
-                let col = patches.gather(x, tile.clone());
-                let col = Matrix::new(&col, rows, len);
-                let mut z = vec![T::default(); rows * r];
-                gemm(&mut z, false, T::ONE, col, down.t(), Cores::All); // col A^T: (rows, r)
-                gemm(&mut d_down, true, T::ONE, u.t(), col, Cores::All);
-                gemm(&mut d_up, true, s, dy.t(), Matrix::new(&z, rows, r), Cores::All);
-                if x_needs_it {
-                    let mut d_col = vec![T::default(); rows * len];
-                    gemm(&mut d_col, false, T::ONE, dy, w, Cores::All);
-                    gemm(&mut d_col, true, T::ONE, u, down, Cores::All);
-                    patches.scatter_add(&d_col, tile, &mut dx);
-                }
-            }
-            Ok(())
-        })?;
-        Ok((x_needs_it.then_some(dx), reorder(&d_down, patches, true), d_up))
+        let Frozen { num_out, taps, .. } = &self.frozen;
+        let (n, r, s) = (*num_out, self.rank, T::real(self.scale));
+        let (down, tables) = (by_taps(down, taps), self.frozen.tables());
+        let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), n, r); // s dY B: (pixels, r)
+        let z = self.down(x, &down, &tables); // s A * x: (pixels, r)
+        let mut d_down = vec![T::default(); down.len()];
+        for (tap, table) in tables.iter().enumerate() {
+            let mut of_tap = vec![T::default(); r * taps.channels]; // u^T x of the pixels that the tap reads
+            let (rows, columns) = (Rows::transposed(&u, r), Columns::table(x, table));
+            let terms = [Term { rows, columns, k: table.len() }];
+            product(Out::new(&mut of_tap, taps.channels), Initial::Zero, &terms, Cores::All);
+            let d_down = d_down.iter_mut().skip(tap).step_by(taps.count());
+            d_down.zip(&of_tap).for_each(|(d_down, of_tap)| *d_down = *of_tap);
+        }
+        let d_up = transposed(&summed_over_rows(&z, r, dy, n), n); // s dY^T z: (out, r)
+        let dx = if x_needs_it { Some(self.frozen.backward(dy, Some((&u, &down)))?) } else { None };
+        Ok((dx, d_down, d_up))
     }
 }
 
@@ -297,7 +284,8 @@ impl CustomOp3 for LoraConv {
         let dtype = candle_core::backend::BackendStorage::dtype(x);
         let y = with_compute_type!(dtype, T => {
             let (down, up) = (numbers::<T>(down, down_layout)?, numbers::<T>(up, up_layout)?);
-            to_storage(self.forward(&numbers(x, x_layout)?, &down, &up)?, dtype)?
+            let x = numbers::<T>(x, x_layout)?;
+            to_storage(timed(self.name(), Pass::Forward, || self.forward(&x, &down, &up))?, dtype)?
         });
         Ok((y, self.frozen.out_shape()))
     }
@@ -313,7 +301,9 @@ impl CustomOp3 for LoraConv {
         with_compute_type!(x.dtype(), T => {
             let (dx, d_down, d_up) = with_numbers(x, |xs: &[T]| {
                 with_numbers(down, |a: &[T]| with_numbers(up, |b: &[T]| {
-                    with_numbers(dy, |dy: &[T]| self.backward(xs, a, b, dy, x.track_op()))
+                    with_numbers(dy, |dy: &[T]| {
+                        timed(self.name(), Pass::Backward, || self.backward(xs, a, b, dy, x.track_op()))
+                    })
                 }))
             })?;
             Ok((

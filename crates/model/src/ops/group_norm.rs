@@ -8,6 +8,7 @@
 use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use super::real::vectorized;
+use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -208,7 +209,10 @@ impl CustomOp1 for GroupNorm {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let dtype = candle_core::backend::BackendStorage::dtype(x);
         let y = with_compute_type!(dtype, T => with_numbers(&self.weight, |gain: &[T]| {
-            with_numbers(&self.bias, |bias: &[T]| to_storage(self.forward(&numbers(x, layout)?, gain, bias), dtype))
+            with_numbers(&self.bias, |bias: &[T]| {
+                let x = numbers(x, layout)?;
+                to_storage(timed(self.name(), Pass::Forward, || self.forward(&x, gain, bias)), dtype)
+            })
         })?);
         Ok((y, layout.shape().clone()))
     }
@@ -216,7 +220,7 @@ impl CustomOp1 for GroupNorm {
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         with_compute_type!(x.dtype(), T => {
             let dx = with_numbers(&self.weight, |gain: &[T]| with_numbers(&self.bias, |bias: &[T]| {
-                with_numbers(x, |xs: &[T]| with_numbers(dy, |dy: &[T]| Ok(self.backward(xs, gain, bias, dy))))
+                with_numbers(x, |xs: &[T]| with_numbers(dy, |dy: &[T]| Ok(timed(self.name(), Pass::Backward, || self.backward(xs, gain, bias, dy)))))
             }))?;
             to_tensor(dx, x.shape(), x.dtype()).map(Some)
         })

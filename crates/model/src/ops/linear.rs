@@ -3,9 +3,10 @@
 //! Backward, with u = s dY B (m, r): dX = dY W + u A; dA = u^T x; dB = s dY^T (x A^T). Neither the product B A nor a
 //! gradient of W is ever formed, and nothing but x is kept (Hu et al. 2021, arXiv 2106.09685, equation 3).
 
-use super::gemm::{Cores, Matrix, gemm};
 use super::generic;
-use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
+use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
+use super::product::{Columns, Cores, Initial, Out, Rows, Stored, Term, product};
+use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 /// A frozen linear layer.
@@ -72,39 +73,71 @@ impl Frozen {
         dims.into()
     }
 
-    fn forward<T: Number>(&self, x: &[T]) -> Result<Vec<T>> {
-        let m = x.len() / self.num_in;
-        let mut y = rows_of::<T>(self.bias.as_ref(), m, self.num_out)?;
-        with_numbers(&self.weight, |w: &[T]| {
-            let (x, w) = (Matrix::new(x, m, self.num_in), Matrix::new(w, self.num_out, self.num_in));
-            gemm(&mut y, self.bias.is_some(), T::ONE, x, w.t(), Cores::All); // (m, out)
-            Ok(())
+    /// X W^T + bias + the low-rank addition `z` (m, r) times `up` (out, r): (m, out).
+    fn forward<T: Number>(&self, x: &[T], addition: Option<(&[T], &[T])>) -> Result<Vec<T>> {
+        let mut y = vec![T::default(); x.len() / self.num_in * self.num_out];
+        with_stored(&self.weight, |weight| {
+            with_bias(self.bias.as_ref(), |initial| {
+                let (rows, columns) = (Rows::strided(x, self.num_in), Columns::weight(weight, 0, self.num_in));
+                let mut terms = vec![Term { rows, columns, k: self.num_in }];
+                terms.extend(addition.map(|(z, up)| {
+                    let r = up.len() / self.num_out;
+                    Term { rows: Rows::strided(z, r), columns: Columns::weight(Stored::Wide(up), 0, r), k: r }
+                }));
+                product(Out::new(&mut y, self.num_out), initial, &terms, Cores::All);
+                Ok(())
+            })
         })?;
         Ok(y)
     }
 
-    fn backward<T: Number>(&self, dy: &[T]) -> Result<Vec<T>> {
-        let m = dy.len() / self.num_out;
-        let mut dx = vec![T::default(); m * self.num_in];
-        with_numbers(&self.weight, |w: &[T]| {
-            let (dy, w) = (Matrix::new(dy, m, self.num_out), Matrix::new(w, self.num_out, self.num_in));
-            gemm(&mut dx, false, T::ONE, dy, w, Cores::All); // (m, in)
+    /// dY W + the low-rank addition `u` (m, r) times `down` (r, in): (m, in).
+    fn backward<T: Number>(&self, dy: &[T], addition: Option<(&[T], &[T])>) -> Result<Vec<T>> {
+        let mut dx = vec![T::default(); dy.len() / self.num_out * self.num_in];
+        with_stored(&self.weight, |weight| {
+            let (rows, columns) = (Rows::strided(dy, self.num_out), Columns::matrix(weight, 0, self.num_in));
+            let mut terms = vec![Term { rows, columns, k: self.num_out }];
+            terms.extend(addition.map(|(u, down)| {
+                let r = down.len() / self.num_in;
+                let columns = Columns::matrix(Stored::Wide(down), 0, self.num_in);
+                Term { rows: Rows::strided(u, r), columns, k: r }
+            }));
+            product(Out::new(&mut dx, self.num_in), Initial::Zero, &terms, Cores::All);
             Ok(())
         })?;
         Ok(dx)
     }
 }
 
-/// `m` rows that each hold the bias: what a product is then added to. Zeros without a bias.
-pub(crate) fn rows_of<T: Number>(bias: Option<&Tensor>, m: usize, n: usize) -> Result<Vec<T>> {
-    let mut rows = vec![T::default(); m * n];
-    if let Some(bias) = bias {
-        with_numbers(bias, |bias: &[T]| {
-            rows.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
-            Ok(())
-        })?;
+/// Calls `f` with what a product of `n` columns starts from.
+pub(crate) fn with_bias<T: Number, R>(bias: Option<&Tensor>, f: impl FnOnce(Initial<T>) -> Result<R>) -> Result<R> {
+    match bias {
+        Some(bias) => with_numbers(bias, |bias: &[T]| f(Initial::Bias(bias))),
+        None => f(Initial::Zero),
     }
-    Ok(rows)
+}
+
+/// `scale` x (m, k) times the transpose of `weight` (n, k), where n is a rank: (m, n).
+pub(crate) fn narrow_product<T: Number>(scale: T, x: &[T], columns: Columns<T>, k: usize, n: usize) -> Vec<T> {
+    let mut z = vec![T::default(); x.len() / k * n];
+    let terms = [Term { rows: Rows::strided(x, k), columns, k }];
+    product(Out::new(&mut z, n), Initial::Zero, &terms, Cores::All);
+    z.iter_mut().for_each(|z| *z *= scale);
+    z
+}
+
+/// Z^T X with `z` (m, r) and `x` (m, n): (r, n). How the gradients of both factors are summed over the rows.
+pub(crate) fn summed_over_rows<T: Number>(z: &[T], r: usize, x: &[T], n: usize) -> Vec<T> {
+    let mut sum = vec![T::default(); r * n];
+    let columns = Columns::matrix(Stored::Wide(x), 0, n);
+    let terms = [Term { rows: Rows::transposed(z, r), columns, k: z.len() / r }];
+    product(Out::new(&mut sum, n), Initial::Zero, &terms, Cores::All);
+    sum
+}
+
+/// (r, n) -> (n, r)
+pub(crate) fn transposed<T: Copy>(x: &[T], n: usize) -> Vec<T> {
+    (0..n).flat_map(|column| x.iter().skip(column).step_by(n).copied()).collect()
 }
 
 /// (dX unless x needs none, dA, dB)
@@ -119,13 +152,16 @@ impl CustomOp1 for FrozenLinear {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let dtype = candle_core::backend::BackendStorage::dtype(x);
-        let y = with_compute_type!(dtype, T => to_storage(self.0.forward::<T>(&numbers(x, layout)?)?, dtype)?);
+        let y = with_compute_type!(dtype, T => {
+            let x = numbers::<T>(x, layout)?;
+            to_storage(timed(self.name(), Pass::Forward, || self.0.forward(&x, None))?, dtype)?
+        });
         Ok((y, self.0.out_shape(layout)))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         with_compute_type!(x.dtype(), T => {
-            let dx = with_numbers(dy, |dy: &[T]| self.0.backward(dy))?;
+            let dx = with_numbers(dy, |dy: &[T]| timed(self.name(), Pass::Backward, || self.0.backward(dy, None)))?;
             to_tensor(dx, x.shape(), x.dtype()).map(Some)
         })
     }
@@ -139,15 +175,10 @@ struct LoraLinear {
 
 impl LoraLinear {
     fn forward<T: Number>(&self, x: &[T], down: &[T], up: &[T]) -> Result<Vec<T>> {
-        let Frozen { num_in, num_out, .. } = self.frozen;
-        let m = x.len() / num_in;
-        let mut y = self.frozen.forward(x)?;
-        let mut z = vec![T::default(); m * self.rank];
-        let down = Matrix::new(down, self.rank, num_in);
-        gemm(&mut z, false, T::ONE, Matrix::new(x, m, num_in), down.t(), Cores::All); // (m, r)
-        let up = Matrix::new(up, num_out, self.rank);
-        gemm(&mut y, true, T::real(self.scale), Matrix::new(&z, m, self.rank), up.t(), Cores::All); // (m, out)
-        Ok(y)
+        let (r, num_in) = (self.rank, self.frozen.num_in);
+        let down = Columns::weight(Stored::Wide(down), 0, num_in);
+        let z = narrow_product(T::real(self.scale), x, down, num_in, r); // s x A^T: (m, r)
+        self.frozen.forward(x, Some((&z, up)))
     }
 
     fn backward<T: Number>(
@@ -159,23 +190,12 @@ impl LoraLinear {
         x_needs_it: bool,
     ) -> Result<LoraGradients<T>> {
         let Frozen { num_in, num_out, .. } = self.frozen;
-        let (m, r, s) = (x.len() / num_in, self.rank, T::real(self.scale));
-        let (xs, dys) = (Matrix::new(x, m, num_in), Matrix::new(dy, m, num_out));
-        let mut u = vec![T::default(); m * r];
-        gemm(&mut u, false, s, dys, Matrix::new(up, num_out, r), Cores::All); // s dY B: (m, r)
-        let mut z = vec![T::default(); m * r];
-        gemm(&mut z, false, T::ONE, xs, Matrix::new(down, r, num_in).t(), Cores::All); // x A^T: (m, r)
-        let mut d_down = vec![T::default(); r * num_in];
-        gemm(&mut d_down, false, T::ONE, Matrix::new(&u, m, r).t(), xs, Cores::All); // u^T x: (r, in)
-        let mut d_up = vec![T::default(); num_out * r];
-        gemm(&mut d_up, false, s, dys.t(), Matrix::new(&z, m, r), Cores::All); // s dY^T z: (out, r)
-        let dx = if x_needs_it {
-            let mut dx = self.frozen.backward(dy)?;
-            gemm(&mut dx, true, T::ONE, Matrix::new(&u, m, r), Matrix::new(down, r, num_in), Cores::All); // + u A
-            Some(dx)
-        } else {
-            None
-        };
+        let (r, s) = (self.rank, T::real(self.scale));
+        let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), num_out, r); // s dY B: (m, r)
+        let z = narrow_product(s, x, Columns::weight(Stored::Wide(down), 0, num_in), num_in, r); // s x A^T: (m, r)
+        let d_down = summed_over_rows(&u, r, x, num_in); // u^T x: (r, in)
+        let d_up = transposed(&summed_over_rows(&z, r, dy, num_out), num_out); // s dY^T (x A^T): (out, r)
+        let dx = if x_needs_it { Some(self.frozen.backward(dy, Some((&u, down)))?) } else { None };
         Ok((dx, d_down, d_up))
     }
 }
@@ -197,7 +217,8 @@ impl CustomOp3 for LoraLinear {
         let dtype = candle_core::backend::BackendStorage::dtype(x);
         let y = with_compute_type!(dtype, T => {
             let (down, up) = (numbers::<T>(down, down_layout)?, numbers::<T>(up, up_layout)?);
-            to_storage(self.forward(&numbers(x, x_layout)?, &down, &up)?, dtype)?
+            let x = numbers::<T>(x, x_layout)?;
+            to_storage(timed(self.name(), Pass::Forward, || self.forward(&x, &down, &up))?, dtype)?
         });
         Ok((y, self.frozen.out_shape(x_layout)))
     }
@@ -213,7 +234,9 @@ impl CustomOp3 for LoraLinear {
         with_compute_type!(x.dtype(), T => {
             let (dx, d_down, d_up) = with_numbers(x, |xs: &[T]| {
                 with_numbers(down, |a: &[T]| with_numbers(up, |b: &[T]| {
-                    with_numbers(dy, |dy: &[T]| self.backward(xs, a, b, dy, x.track_op()))
+                    with_numbers(dy, |dy: &[T]| {
+                        timed(self.name(), Pass::Backward, || self.backward(xs, a, b, dy, x.track_op()))
+                    })
                 }))
             })?;
             Ok((

@@ -2,7 +2,7 @@
 //!
 //! f32 and f64 are borrowed as they lie; bf16 and f16 are widened to f32, and results narrowed back.
 
-use super::real::Real;
+use super::product::{Kernel, Stored};
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Shape, Storage, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -26,7 +26,7 @@ macro_rules! with_compute_type {
 pub(crate) use with_compute_type;
 
 /// A compute type that storages can be read as.
-pub(crate) trait Number: Real + WithDType {
+pub(crate) trait Number: Kernel + WithDType {
     fn from_f32(values: Vec<f32>) -> Vec<Self>;
     fn into_f32(values: Vec<Self>) -> Vec<f32>;
 }
@@ -129,4 +129,15 @@ pub(crate) fn to_storage<T: Number>(values: Vec<T>, dtype: DType) -> Result<CpuS
 pub(crate) fn to_tensor<T: Number>(values: Vec<T>, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
     let storage = Storage::Cpu(to_storage(values, dtype)?);
     Ok(Tensor::from_storage(storage, shape, candle_core::op::BackpropOp::none(), false))
+}
+
+/// Calls `f` with the numbers of a frozen tensor on the CPU in the type in which they are kept.
+pub(crate) fn with_stored<T: Number, R>(tensor: &Tensor, f: impl FnOnce(Stored<T>) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F16(x)), Some((start, end))) => f(Stored::F16(&x[start..end])),
+        (Storage::Cpu(CpuStorage::BF16(x)), Some((start, end))) => f(Stored::Bf16(&x[start..end])),
+        (Storage::Cpu(storage), _) => f(Stored::Wide(&numbers::<T>(storage, layout)?)),
+        _ => Err(Error::Msg("this operation has no kernel for the device of its weight".into()).bt()),
+    }
 }

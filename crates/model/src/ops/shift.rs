@@ -2,6 +2,7 @@
 
 use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
+use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -63,7 +64,8 @@ impl CustomOp2 for AddPerSample {
     ) -> Result<(CpuStorage, Shape)> {
         let dtype = candle_core::backend::BackendStorage::dtype(x);
         let y = with_compute_type!(dtype, T => {
-            to_storage(self.forward(&numbers::<T>(x, x_layout)?, &numbers(shift, shift_layout)?), dtype)?
+            let (x, shift) = (numbers::<T>(x, x_layout)?, numbers(shift, shift_layout)?);
+            to_storage(timed(self.name(), Pass::Forward, || self.forward(&x, &shift)), dtype)?
         });
         Ok((y, x_layout.shape().clone()))
     }

@@ -2,6 +2,7 @@
 
 use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
+use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -61,13 +62,16 @@ impl CustomOp1 for Upsample {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let dtype = candle_core::backend::BackendStorage::dtype(x);
         let (b, h, w, c) = layout.shape().dims4()?;
-        let y = with_compute_type!(dtype, T => to_storage(self.forward(&numbers::<T>(x, layout)?), dtype)?);
+        let y = with_compute_type!(dtype, T => {
+            let x = numbers::<T>(x, layout)?;
+            to_storage(timed(self.name(), Pass::Forward, || self.forward(&x)), dtype)?
+        });
         Ok((y, (b, 2 * h, 2 * w, c).into()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         with_compute_type!(x.dtype(), T => {
-            let dx = with_numbers(dy, |dy: &[T]| Ok(self.backward(dy)))?;
+            let dx = with_numbers(dy, |dy: &[T]| Ok(timed(self.name(), Pass::Backward, || self.backward(dy))))?;
             to_tensor(dx, x.shape(), x.dtype()).map(Some)
         })
     }

@@ -1,0 +1,75 @@
+//! The right operand of a product: a matrix in any of its number types, read along either axis.
+
+use super::rows::Starts;
+use half::{bf16, f16};
+
+/// Numbers as they are kept.
+#[derive(Clone, Copy)]
+pub(crate) enum Stored<'a, T> {
+    /// In the type of the product.
+    Wide(&'a [T]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+impl<T> Stored<'_, T> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Wide(x) => x.len(),
+            Self::F16(x) => x.len(),
+            Self::Bf16(x) => x.len(),
+        }
+    }
+
+    fn from(self, first: usize) -> Self {
+        match self {
+            Self::Wide(x) => Self::Wide(&x[first..]),
+            Self::F16(x) => Self::F16(&x[first..]),
+            Self::Bf16(x) => Self::Bf16(&x[first..]),
+        }
+    }
+}
+
+/// k x n numbers: number (k, n) lies at the start of k plus n, or the other way round.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a, T> {
+    pub(super) stored: Stored<'a, T>,
+    pub(super) starts: Starts<'a>,
+    pub(super) along: Along,
+}
+
+/// Which numbers lie side by side.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Along {
+    /// Those of one k: the matrix lies as (k, n).
+    N,
+    /// Those of one column: the matrix lies as (n, k).
+    K,
+}
+
+impl<'a, T> Columns<'a, T> {
+    /// A matrix that lies as (n, k), such as the weight (out, in) of a layer; rows `stride` apart, from `first` on.
+    pub(crate) fn weight(stored: Stored<'a, T>, first: usize, stride: usize) -> Self {
+        Self { stored: stored.from(first), starts: Starts::Every(stride), along: Along::K }
+    }
+
+    /// A matrix that lies as (k, n): what backward makes of a weight; rows `stride` apart, from `first` on.
+    pub(crate) fn matrix(stored: Stored<'a, T>, first: usize, stride: usize) -> Self {
+        Self { stored: stored.from(first), starts: Starts::Every(stride), along: Along::N }
+    }
+
+    /// A matrix that lies as (k, n), whose rows start where `table` says.
+    pub(crate) fn table(numbers: &'a [T], table: &'a [u32]) -> Self {
+        Self { stored: Stored::Wide(numbers), starts: Starts::Table(table), along: Along::N }
+    }
+
+    pub(super) fn fit(&self, n: usize, k: usize) -> bool {
+        let (rows, length) = if self.along == Along::K { (n, k) } else { (k, n) };
+        self.starts.fit(rows, length, 1, self.stored.len())
+    }
+
+    /// Where row `row` of the stored matrix starts, unless it is padding.
+    pub(super) fn start(&self, row: usize) -> Option<usize> {
+        (!self.starts.is_padding(row)).then(|| self.starts.of(row))
+    }
+}

@@ -1,0 +1,72 @@
+//! The rows of one task in one block of k, copied side by side: rows of a weight's width would fall on the same few lines
+//! of the first cache.
+
+use super::instructions::Instructions;
+use super::kernel::Kernel;
+use super::rows::Rows;
+use super::{BLOCK_K, Range};
+
+/// Numbers from one row to the next: an odd number of cache lines, so that rows fall on different ones.
+const STRIDE: usize = BLOCK_K + 16;
+
+/// rows x k numbers.
+pub(super) struct Gathered<T> {
+    numbers: Vec<T>,
+    /// Whether each row is zeros because it lies nowhere.
+    padding: Vec<bool>,
+    instructions: Instructions,
+    k: usize,
+}
+
+impl<T: Kernel> Gathered<T> {
+    /// Room for `rows` rows.
+    pub(super) fn new(instructions: Instructions, rows: usize) -> Self {
+        Self { numbers: vec![T::default(); rows * STRIDE], padding: vec![false; rows], instructions, k: 0 }
+    }
+
+    /// Takes the numbers `rows` x `block` of `operand`.
+    pub(super) fn gather(&mut self, operand: &Rows<T>, rows: Range<usize>, block: Range<usize>) {
+        self.k = block.len();
+        if operand.k_stride != 1 {
+            return self.turn(operand, rows, block);
+        }
+        for ((to, padding), row) in self.numbers.chunks_exact_mut(STRIDE).zip(&mut self.padding).zip(rows) {
+            let to = &mut to[..block.len()];
+            let start = operand.start(row);
+            *padding = start.is_none();
+            match start {
+                Some(start) => to.copy_from_slice(&operand.numbers[start + block.start..start + block.end]),
+                None => to.fill(T::default()),
+            }
+        }
+    }
+
+    /// Rows that are the columns of a matrix.
+    fn turn(&mut self, operand: &Rows<T>, rows: Range<usize>, block: Range<usize>) {
+        let (stride, first) = (operand.k_stride, operand.start(rows.start).unwrap_or_default());
+        self.padding.fill(false);
+        if block.is_empty() {
+            return;
+        }
+        let numbers = &operand.numbers[first + block.start * stride..];
+        T::turn(self.instructions, numbers, stride, rows.len(), &mut self.numbers[..rows.len() * STRIDE], block.len());
+    }
+
+    /// Whether all of `rows`, counted from the task's first, lie nowhere.
+    pub(super) fn is_padding(&self, rows: Range<usize>) -> bool {
+        self.padding[rows].iter().all(|padding| *padding)
+    }
+
+    /// `row`, counted from the task's first.
+    pub(super) fn row(&self, row: usize) -> *const T {
+        self.numbers[row * STRIDE..].as_ptr()
+    }
+
+    pub(super) fn stride(&self) -> usize {
+        STRIDE
+    }
+
+    pub(super) fn k(&self) -> usize {
+        self.k
+    }
+}

@@ -1,0 +1,254 @@
+//! Products with few operands that change and many that never do: out = start + sum over terms of rows times columns.
+//!
+//! A linear layer is one term, its low-rank addition a second one; a convolution of channels-last maps is a term for each
+//! tap of its kernel, whose rows are the pixels themselves, found by a table (Dukhan 2019, "The Indirect Convolution
+//! Algorithm", arXiv 1907.02129). So nothing is unrolled into patches, and a backward pass is the same product with the
+//! other view of the same weight, which is kept once, in whatever type, row after row as the file has it.
+//!
+//! The work is cut into tasks of some rows times some columns, and along `k` into blocks. The rows of a block are gathered
+//! side by side, which the second cache holds; its columns are brought into the order of the kernel panel by panel, and
+//! widened on the way, and a panel stays in the first cache while the rows pass by. A number of `out` is always the same
+//! additions in the same order: for each term, for each block, along `k`; so the result depends neither on the number of
+//! threads nor on how the work was cut.
+
+mod columns;
+mod gathered;
+mod instructions;
+mod kernel;
+mod panel;
+mod rows;
+
+pub(crate) use columns::{Columns, Stored};
+pub(crate) use kernel::Kernel;
+pub(crate) use rows::{PADDING, Rows, Starts};
+
+use gathered::Gathered;
+use instructions::Instructions;
+use kernel::{Start, Tile};
+use panel::Panel;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// One product of a sum: `rows` (m, k) times `columns` (k, n).
+pub(crate) struct Term<'a, T> {
+    pub(crate) rows: Rows<'a, T>,
+    pub(crate) columns: Columns<'a, T>,
+    pub(crate) k: usize,
+}
+
+/// What the sum starts from.
+#[derive(Clone, Copy)]
+pub(crate) enum Initial<'a, T> {
+    Zero,
+    /// The same `n` numbers for every row.
+    Bias(&'a [T]),
+    /// What `out` holds.
+    Out,
+}
+
+/// Who works on a product: all cores, or only the calling thread (inside a parallel loop).
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Cores {
+    All,
+    This,
+}
+
+/// Numbers of one block of `k`: a panel of 32 columns has 20 KB, which leaves the first cache room for the rows.
+const BLOCK_K: usize = 160;
+/// Rows of one task, at most: enough to pay for bringing the panel in order, few enough for the second cache.
+const TASK_ROWS: usize = 256;
+/// Panels of one task, at most: enough to pay for gathering the rows.
+const TASK_PANELS: usize = 8;
+/// Rows of one task, at least.
+const FEWEST_TASK_ROWS: usize = 48;
+/// Multiplications below which a second thread would take longer to wake up than the product takes.
+const WORTH_A_THREAD: usize = 1 << 18;
+
+/// Where the result goes: row i of `m` starts at `starts[i]`, and no two rows overlap.
+pub(crate) struct Out<'a, T> {
+    numbers: &'a mut [T],
+    starts: Starts<'a>,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a, T> Out<'a, T> {
+    /// Row-major without gaps.
+    pub(crate) fn new(numbers: &'a mut [T], cols: usize) -> Self {
+        let rows = if cols == 0 { 0 } else { numbers.len() / cols };
+        Self { numbers, starts: Starts::Every(cols), rows, cols }
+    }
+
+    /// Rows of `cols` numbers in the order of `starts`: a permutation of the rows of a matrix without gaps.
+    pub(crate) fn permuted(numbers: &'a mut [T], starts: &'a [u32], cols: usize) -> Self {
+        Self { numbers, starts: Starts::Table(starts), rows: starts.len(), cols }
+    }
+}
+
+/// `out = initial + sum of terms`.
+///
+/// # Panics
+/// If shapes and slices do not fit each other: a mistake of the caller, never of the user.
+pub(crate) fn product<T: Kernel>(out: Out<T>, initial: Initial<T>, terms: &[Term<T>], cores: Cores) {
+    product_on(Instructions::of_this_processor(), out, initial, terms, cores);
+}
+
+fn product_on<T: Kernel>(
+    instructions: Instructions,
+    out: Out<T>,
+    initial: Initial<T>,
+    terms: &[Term<T>],
+    cores: Cores,
+) {
+    let (m, n) = (out.rows, out.cols);
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(out.starts.fit(m, n, 1, out.numbers.len()), "{m} rows of {n} in {} numbers", out.numbers.len());
+    for term in terms {
+        assert!(term.rows.fit(m, term.k) && term.columns.fit(n, term.k), "a term of {m} x {} x {n}", term.k);
+    }
+    if let Initial::Bias(bias) = initial {
+        assert_eq!(bias.len(), n, "bias");
+    }
+    let width = T::panel_width(instructions);
+    let multiplications = m * n * terms.iter().map(|term| term.k).sum::<usize>();
+    let alone = cores == Cores::This || multiplications < WORTH_A_THREAD;
+    let cut = Cut::new(m, n.div_ceil(width), if alone { 1 } else { rayon::current_num_threads() });
+    let job = Job { instructions, out: Shared(out.numbers.as_mut_ptr()), starts: out.starts, initial, terms, width };
+    let task = |i: usize| {
+        let rows = i / cut.groups * cut.rows..m.min((i / cut.groups + 1) * cut.rows);
+        let cols = i % cut.groups * cut.panels * width..n.min((i % cut.groups + 1) * cut.panels * width);
+        // SAFETY: the assertions above; tasks are disjoint rectangles of rows that do not overlap.
+        #[allow(unsafe_code)]
+        unsafe {
+            job.run(rows, cols);
+        }
+    };
+    let tasks = 0..m.div_ceil(cut.rows) * cut.groups;
+    if alone { tasks.for_each(task) } else { tasks.into_par_iter().for_each(task) }
+}
+
+/// How a result is cut into tasks.
+struct Cut {
+    /// Rows of a task.
+    rows: usize,
+    /// Panels of a task.
+    panels: usize,
+    /// Tasks side by side.
+    groups: usize,
+}
+
+impl Cut {
+    /// Tasks alike in size, and several for every thread where there is enough to do.
+    fn new(m: usize, panels: usize, threads: usize) -> Self {
+        let (mut blocks, mut groups) = (m.div_ceil(TASK_ROWS), panels.div_ceil(TASK_PANELS));
+        let enough = if threads == 1 { 1 } else { 4 * threads };
+        while blocks * groups < enough {
+            if groups < panels.div_ceil(2) {
+                groups += 1;
+            } else if m.div_ceil(blocks + 1) >= FEWEST_TASK_ROWS {
+                blocks += 1;
+            } else if groups < panels {
+                groups += 1;
+            } else {
+                break;
+            }
+        }
+        let (rows, panels_each) = (m.div_ceil(blocks), panels.div_ceil(groups));
+        Self { rows, panels: panels_each, groups: panels.div_ceil(panels_each) }
+    }
+}
+
+struct Shared<T>(*mut T);
+// SAFETY: tasks write disjoint parts.
+#[allow(unsafe_code)]
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+struct Job<'a, T> {
+    instructions: Instructions,
+    out: Shared<T>,
+    starts: Starts<'a>,
+    initial: Initial<'a, T>,
+    terms: &'a [Term<'a, T>],
+    width: usize,
+}
+
+impl<T: Kernel> Job<'_, T> {
+    /// The rectangle `rows` x `cols` of the result.
+    ///
+    /// # Safety
+    /// `rows` and `cols` lie in the result, operands hold what the terms ask for, nobody else touches the rectangle.
+    #[allow(unsafe_code)]
+    unsafe fn run(&self, rows: Range<usize>, cols: Range<usize>) {
+        let mut gathered = Gathered::new(self.instructions, rows.len());
+        let mut panel = Panel::new(self.instructions, self.width);
+        let mut initial = self.initial;
+        let nothing = self.terms.iter().all(|term| term.k == 0).then_some(0..0);
+        for term in self.terms {
+            for block in nothing.clone().into_iter().chain(blocks(term.k)) {
+                gathered.gather(&term.rows, rows.clone(), block.clone());
+                for first in cols.clone().step_by(self.width) {
+                    let cols = first..cols.end.min(first + self.width);
+                    panel.fill(&term.columns, block.clone(), cols.clone());
+                    // SAFETY: as this function's.
+                    unsafe { self.pass(&gathered, &panel, initial, rows.clone(), cols) };
+                }
+                initial = Initial::Out;
+            }
+        }
+    }
+
+    /// One block of `k` for all `rows`, tile by tile.
+    ///
+    /// # Safety
+    /// As of [`Self::run`]; `cols` are the panel's.
+    #[allow(unsafe_code)]
+    unsafe fn pass(
+        &self,
+        gathered: &Gathered<T>,
+        panel: &Panel<T>,
+        initial: Initial<T>,
+        rows: Range<usize>,
+        cols: Range<usize>,
+    ) {
+        let start = match initial {
+            Initial::Zero => Start::Zero,
+            Initial::Out => Start::Out,
+            Initial::Bias(bias) => Start::Bias(bias[cols.clone()].as_ptr()),
+        };
+        let tiles = rows.len().div_ceil(T::most_rows(self.instructions));
+        let mut out = [std::ptr::null_mut(); kernel::HIGHEST];
+        for i in 0..tiles {
+            let tile = i * rows.len() / tiles..(i + 1) * rows.len() / tiles;
+            if matches!(start, Start::Out) && gathered.is_padding(tile.clone()) {
+                continue;
+            }
+            for (out, row) in out.iter_mut().zip(tile.clone()) {
+                // SAFETY: `starts` was checked to lie in the result.
+                *out = unsafe { self.out.0.add(self.starts.of(rows.start + row) + cols.start) };
+            }
+            let tile = Tile {
+                rows: gathered.row(tile.start),
+                row_stride: gathered.stride(),
+                k: gathered.k(),
+                panel: panel.numbers(),
+                panel_width: panel.width(),
+                cols: cols.len(),
+                out: &out[..tile.len()],
+                start,
+            };
+            // SAFETY: gathered rows and panel hold `k` numbers each, every out row `cols` numbers.
+            unsafe { T::tile(self.instructions, &tile) };
+        }
+    }
+}
+
+/// 0..k in blocks of the same length, but for the last.
+fn blocks(k: usize) -> impl Iterator<Item = Range<usize>> {
+    let length = k.div_ceil(k.div_ceil(BLOCK_K).max(1)).next_multiple_of(8).max(1);
+    (0..k).step_by(length).map(move |start| start..k.min(start + length))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+use super::*;
+use crate::random::{Draw, Purpose};
+use half::{bf16, f16};
+
+fn draw(seed: u64, count: usize) -> Vec<f32> {
+    Draw::new(seed, 0, 0, Purpose::Check).standard_normal(count)
+}
+
+/// The sum in f64 and, in the same order, what the result may be off by.
+fn plain(m: usize, n: usize, k: usize, a: impl Fn(usize, usize) -> f64, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+    (0..m * n).map(|i| (0..k).map(|k| a(i / n, k) * b(k, i % n)).sum()).collect()
+}
+
+fn close(found: &[f32], expected: &[f64]) {
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let error = norm(&mut found.iter().zip(expected).map(|(a, b)| *a as f64 - b));
+    assert!(error < 1e-6 * norm(&mut expected.iter().copied()), "{error}");
+}
+
+#[test]
+fn every_kernel_sums_terms_of_every_layout_and_number_type() {
+    for (m, n, k) in [(1, 1, 1), (5, 7, 3), (13, 33, 200), (64, 48, 391), (70, 16, 17), (31, 95, 64), (9, 4, 0)] {
+        let (a, b) = (draw(1, m * k), draw(2, n * k));
+        let (a2, b2, bias) = (draw(3, m * 5), draw(4, 5 * n), draw(5, n));
+        let narrow16: Vec<f16> = b.iter().map(|x| f16::from_f32(*x)).collect();
+        let narrow: Vec<bf16> = b.iter().map(|x| bf16::from_f32(*x)).collect();
+        for instructions in Instructions::all() {
+            for kind in 0..3 {
+                let stored = [Stored::Wide(&b[..]), Stored::F16(&narrow16), Stored::Bf16(&narrow)][kind];
+                let value = |i: usize| [b[i], narrow16[i].to_f32(), narrow[i].to_f32()][kind] as f64;
+                let second =
+                    || Term { rows: Rows::strided(&a2, 5), columns: Columns::matrix(Stored::Wide(&b2), 0, n), k: 5 };
+                let second_value = plain(m, n, 5, |m, k| a2[m * 5 + k] as f64, |k, n_| b2[k * n + n_] as f64);
+                let with = |first: Term<f32>, first_value: Vec<f64>| {
+                    let mut out = vec![f32::NAN; m * n];
+                    let terms = [first, second()];
+                    product_on(instructions, Out::new(&mut out, n), Initial::Bias(&bias), &terms, Cores::All);
+                    let sum = first_value.iter().zip(&second_value).enumerate();
+                    close(&out, &sum.map(|(i, (a, b))| a + b + bias[i % n] as f64).collect::<Vec<_>>());
+                };
+                // Weight (n, k), rows (m, k).
+                let rows = Rows::strided(&a, k);
+                let expected = plain(m, n, k, |m, i| a[m * k + i] as f64, |i, n| value(n * k + i));
+                with(Term { rows, columns: Columns::weight(stored, 0, k), k }, expected);
+                // Matrix (k, n), rows of a transposed (k, m).
+                let rows = Rows::transposed(&a, m);
+                let expected = plain(m, n, k, |row, i| a[i * m + row] as f64, |i, col| value(i * n + col));
+                with(Term { rows, columns: Columns::matrix(stored, 0, n), k }, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_and_columns_from_tables_leave_padding_out() {
+    let (m, n, k) = (40, 24, 30);
+    let (a, b) = (draw(1, m * k), draw(2, k * n));
+    let shuffled = |count: usize, width: usize, pad: usize| -> Vec<u32> {
+        (0..count).map(|i| if i % pad == 2 { PADDING } else { ((i * 7 + 3) % count * width) as u32 }).collect()
+    };
+    let (rows, ks) = (shuffled(m, k, 5), shuffled(k, n, 4));
+    let outs: Vec<u32> = (0..m).map(|i| ((i * 3 + 1) % m * n) as u32).collect();
+    let at = |table: &[u32], i: usize, x: &[f32], j: usize| match table[i] {
+        PADDING => 0.0,
+        start => x[start as usize + j] as f64,
+    };
+    let expected = plain(m, n, k, |m, i| at(&rows, m, &a, i), |i, n| at(&ks, i, &b, n));
+    for instructions in Instructions::all() {
+        let mut out = vec![f32::NAN; m * n];
+        let terms = [Term { rows: Rows::table(&a, &rows), columns: Columns::table(&b, &ks), k }];
+        product_on(instructions, Out::permuted(&mut out, &outs, n), Initial::Zero, &terms, Cores::All);
+        let ordered: Vec<f32> = outs.iter().flat_map(|start| out[*start as usize..][..n].to_vec()).collect();
+        close(&ordered, &expected);
+    }
+}
+
+#[test]
+fn the_cut_into_tasks_changes_no_bit() {
+    let (m, n, k) = (700, 96, 500);
+    let (a, b) = (draw(1, m * k), draw(2, n * k));
+    let run = |cores, rows: std::ops::Range<usize>| {
+        let mut out = vec![0f32; rows.len() * n];
+        let terms = [Term {
+            rows: Rows::strided(&a[rows.start * k..rows.end * k], k),
+            columns: Columns::weight(Stored::Wide(&b), 0, k),
+            k,
+        }];
+        product(Out::new(&mut out, n), Initial::Zero, &terms, cores);
+        out
+    };
+    let all = run(Cores::All, 0..m);
+    assert_eq!(all, run(Cores::This, 0..m));
+    assert_eq!(all[5 * n..17 * n], run(Cores::All, 5..17));
+}
+
+#[test]
+fn f64_is_summed_in_f64() {
+    let (m, n, k) = (9, 20, 250);
+    let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
+    let (a, b) = (wide(draw(1, m * k)), wide(draw(2, n * k)));
+    let mut out = vec![0f64; m * n];
+    let terms = [Term { rows: Rows::strided(&a, k), columns: Columns::weight(Stored::Wide(&b), 0, k), k }];
+    product(Out::new(&mut out, n), Initial::Zero, &terms, Cores::This);
+    let expected = plain(m, n, k, |m, i| a[m * k + i], |i, n| b[n * k + i]);
+    assert!(out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12));
+}
