@@ -4,10 +4,9 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use crate::error::AdapterError;
 
@@ -24,7 +23,7 @@ pub(crate) struct ByteSource {
 
 #[derive(Debug)]
 enum Content {
-    File(Mutex<File>),
+    File(File),
     Memory(Cow<'static, [u8]>),
 }
 
@@ -37,7 +36,7 @@ impl ByteSource {
         }
         let file = File::open(path).map_err(failed)?;
         let num_bytes = file.metadata().map_err(failed)?.len();
-        Ok(Self { path: path.to_owned(), num_bytes, content: Content::File(Mutex::new(file)) })
+        Ok(Self { path: path.to_owned(), num_bytes, content: Content::File(file) })
     }
 
     pub(crate) fn from_bytes(label: &str, bytes: Cow<'static, [u8]>) -> Self {
@@ -64,13 +63,10 @@ impl ByteSource {
         Ok(bytes)
     }
 
-    /// Fills the buffer with the bytes from `position` on.
+    /// Fills the buffer with the bytes from `position` on. Several threads may read at once.
     pub(crate) fn read_exact_at(&self, position: u64, buffer: &mut [u8]) -> Result<(), AdapterError> {
         let result = match &self.content {
-            Content::File(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                file.seek(SeekFrom::Start(position)).and_then(|_| file.read_exact(buffer))
-            }
+            Content::File(file) => read_exact_at(file, position, buffer),
             Content::Memory(bytes) => {
                 let part = usize::try_from(position)
                     .ok()
@@ -94,4 +90,22 @@ impl ByteSource {
         }
         Ok(())
     }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, position: u64, buffer: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, position)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut position: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, position) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => (position, buffer) = (position + length as u64, &mut buffer[length..]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

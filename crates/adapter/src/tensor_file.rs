@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use crate::Dtype;
 use crate::byte_source::ByteSource;
 use crate::elements::{f32_decoder, i64_decoder};
 use crate::error::AdapterError;
 use crate::tensor_header::{self, Entry, Header, LENGTH_BYTES};
+use crate::{Dtype, TensorBytes};
 
 /// Enough of a file to recognise what people take for a safetensors file.
 const MAGIC_BYTES: u64 = 64;
@@ -126,6 +126,15 @@ impl TensorFile {
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, AdapterError> {
         let range = self.range(self.entry(name)?);
         self.source.read(range.start, range.end - range.start)
+    }
+
+    /// The bytes of a tensor, to be read part by part.
+    ///
+    /// # Errors
+    /// [`AdapterError::MissingTensor`].
+    pub fn bytes(&self, name: &str) -> Result<TensorBytes<'_>, AdapterError> {
+        let entry = self.entry(name)?;
+        Ok(TensorBytes::stored(name, &entry.info, &self.source, self.range(entry)))
     }
 
     /// Fills `buffer` with the tensor's bytes from `offset_bytes` (within the tensor) on.

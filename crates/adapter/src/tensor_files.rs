@@ -10,7 +10,7 @@ use crate::byte_source::ByteSource;
 use crate::error::AdapterError;
 use crate::tensor_header::UniqueStrings;
 use crate::zip_directory::ZIP_MAGIC;
-use crate::{TensorFile, TensorInfo, TorchFile};
+use crate::{TensorBytes, TensorFile, TensorInfo, TorchFile};
 
 /// Upper limit of an index file in bytes. That of the largest model with an index seen so far has 0.2 MB.
 const MAX_INDEX_BYTES: u64 = 16 << 20;
@@ -163,6 +163,17 @@ impl TensorFiles {
         match self.file_of(name)? {
             Shard::Safetensors(file) => file.read_bytes(name),
             Shard::Torch(file) => file.read_bytes(name),
+        }
+    }
+
+    /// See [`TensorFile::bytes`].
+    ///
+    /// # Errors
+    /// As there and in [`TorchFile::bytes`].
+    pub fn bytes(&self, name: &str) -> Result<TensorBytes<'_>, AdapterError> {
+        match self.file_of(name)? {
+            Shard::Safetensors(file) => file.bytes(name),
+            Shard::Torch(file) => file.bytes(name),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::tensor_file::{INTEGERS_THAT_FIT, wrong_dtype};
 use crate::tensor_header::{ALWAYS_ACCEPTED_HEADER_BYTES, MAX_HEADER_BYTES};
 use crate::torch_state::TorchState;
 use crate::zip_directory::ZipDirectory;
-use crate::{Dtype, TensorInfo};
+use crate::{Dtype, TensorBytes, TensorInfo};
 
 const PICKLE_NAME: &str = "data.pkl";
 
@@ -156,6 +156,19 @@ impl TorchFile {
         let bytes = self.source.read(span.start, span.end - span.start)?;
         let is_ordered = entry.view.is_contiguous();
         Ok(if is_ordered { bytes } else { entry.view.gather(&bytes, entry.info.dtype.size_bytes()) })
+    }
+
+    /// The bytes of a tensor, to be read part by part. Those of a transposed view are read and put in order here.
+    ///
+    /// # Errors
+    /// [`AdapterError::MissingTensor`] or [`AdapterError::Read`].
+    pub fn bytes(&self, name: &str) -> Result<TensorBytes<'_>, AdapterError> {
+        let entry = self.entry(name)?;
+        Ok(if entry.view.is_contiguous() {
+            TensorBytes::stored(name, &entry.info, &self.source, entry.span())
+        } else {
+            TensorBytes::gathered(name, &entry.info, self.path(), self.read_bytes(name)?)
+        })
     }
 
     fn for_each_chunk(&self, entry: &Entry, mut consume: impl FnMut(&[u8])) -> Result<(), AdapterError> {

@@ -31,6 +31,11 @@ fn tensors_of_all_shards_are_one_sorted_set() {
     assert_eq!(files.read_f32("b").unwrap(), [1.0, 2.0]);
     assert_eq!(files.info("a").unwrap().shape, [3]);
     assert_eq!(files.file_paths().count(), 2);
+    let (mut bytes, mut values) = (Vec::new(), Vec::new());
+    files.bytes("a").unwrap().read_f32(1, 2, &mut bytes, &mut values).unwrap();
+    assert_eq!((values.as_slice(), bytes.len()), ([4.0, 5.0].as_slice(), 8));
+    files.bytes("a").unwrap().part(2, 3).read_f32(0, 1, &mut bytes, &mut values).unwrap();
+    assert_eq!(values, [5.0]);
     let error = files.read_f32("c").unwrap_err();
     assert!(error.to_string().contains("index.json") && error.to_string().contains('c'), "{error}");
 }

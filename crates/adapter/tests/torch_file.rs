@@ -139,6 +139,9 @@ fn every_kind_of_tensor_that_pytorch_wrote_has_pytorch_s_values() {
     assert_eq!(file.names().len(), 13); // not num_batches, a number, and not the optimizer's tensors
     let column: Vec<u8> = [-1.0_f32, 0.0, 1.0].iter().flat_map(|value| value.to_le_bytes()).collect();
     assert_eq!(file.read_bytes("weight_transposed").unwrap()[..12], column);
+    let (mut bytes, all) = (Vec::new(), file.read_bytes("weight_transposed").unwrap());
+    file.bytes("weight_transposed").unwrap().read(1, 2, &mut bytes).unwrap();
+    assert_eq!(bytes, all[all.len() / file.info("weight_transposed").unwrap().num_elements()..][..bytes.len()]);
 }
 
 #[test]

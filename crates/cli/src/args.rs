@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use loralei_model::{DeviceChoice, Layout, Prediction, SamplerKind};
-use loralei_trainer::{Checkpointing, Dtype, Ops, Targets};
+use loralei_trainer::{Checkpointing, Dtype, Ops, Targets, WeightDtype};
 
 /// Trains a LoRA adapter for Stable Diffusion from a folder of images
 #[derive(Debug, Parser)]
@@ -134,6 +134,9 @@ pub(crate) struct GenerateArguments {
     /// Number type in which the base computes [default: what suits the device]
     #[arg(long, value_parser = dtypes())]
     pub(crate) dtype: Option<Dtype>,
+    /// Number type in which frozen weights are kept; auto: 16 bits on the processor
+    #[arg(long, default_value = "auto", value_parser = weights())]
+    pub(crate) weights: WeightDtype,
     /// Where to compute: cpu, cuda, cuda:N, metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceChoice,
@@ -230,6 +233,9 @@ pub(crate) struct VerifyStepArguments {
     /// Number type in which the base computes
     #[arg(long, default_value = "f32", value_parser = dtypes())]
     pub(crate) dtype: Dtype,
+    /// Number type in which frozen weights are kept [default: f32 on the processor, --dtype on a card]
+    #[arg(long, value_parser = weights())]
+    pub(crate) weights: Option<WeightDtype>,
     /// Where to compute: cpu, cuda, cuda:N, metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceChoice,
@@ -289,6 +295,9 @@ pub(crate) struct BenchStepArguments {
     /// Number type in which the base computes
     #[arg(long, default_value = "f32", value_parser = dtypes())]
     pub(crate) dtype: Dtype,
+    /// Number type in which frozen weights are kept; auto: f16 on the processor
+    #[arg(long, default_value = "auto", value_parser = weights())]
+    pub(crate) weights: WeightDtype,
     /// What is kept for the backward pass
     #[arg(long, default_value = "none", value_parser = checkpointing())]
     pub(crate) checkpointing: Checkpointing,
@@ -325,6 +334,15 @@ fn dtypes() -> impl TypedValueParser<Value = Dtype> {
         "bf16" => Dtype::Bf16,
         "f16" => Dtype::F16,
         _ => Dtype::F32,
+    })
+}
+
+fn weights() -> impl TypedValueParser<Value = WeightDtype> {
+    PossibleValuesParser::new(["auto", "f32", "bf16", "f16"]).map(|name| match name.as_str() {
+        "f32" => WeightDtype::F32,
+        "bf16" => WeightDtype::Bf16,
+        "f16" => WeightDtype::F16,
+        _ => WeightDtype::Auto,
     })
 }
 
@@ -389,6 +407,7 @@ mod tests {
         let Command::Bench(BenchCommand::Step(step)) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!((step.latent, step.batch, step.rank, step.steps, step.warmup), (64, 1, 4, 5, 2));
         assert_eq!((step.targets, step.dtype, step.device), (Targets::Full, Dtype::F32, DeviceChoice::Cpu));
+        assert_eq!(step.weights, WeightDtype::Auto);
         for wrong in [["--steps", "0"], ["--targets", "none"], ["--dtype", "f64"], ["--batch", "0"]] {
             assert!(Arguments::try_parse_from(["loralei", "bench", "step"].iter().chain(&wrong)).is_err(), "{wrong:?}");
         }

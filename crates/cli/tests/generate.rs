@@ -77,11 +77,16 @@ fn merged_adapters_draw_the_same_picture() {
     let adapters = ["--adapter", "dog=1.safetensors=1.5", "--adapter", "dog=1.safetensors=-0.25", "--size", "32x48"];
     stdout(&draw(
         place.path(),
-        &[&adapters[..], &["--output", "beside.png", "--save-latents", "beside.safetensors"]].concat(),
+        &[&adapters[..], &["--weights", "f32", "--output", "beside.png", "--save-latents", "beside.safetensors"]]
+            .concat(),
     ));
     stdout(&draw(
         place.path(),
-        &[&adapters[..], &["--merge", "--output", "merged.png", "--save-latents", "merged.safetensors"]].concat(),
+        &[
+            &adapters[..],
+            &["--merge", "--weights", "f32", "--output", "merged.png", "--save-latents", "merged.safetensors"],
+        ]
+        .concat(),
     ));
     stdout(&draw(place.path(), &["--size", "32x48", "--output", "without.png"]));
     let [beside, merged, without] =
@@ -122,6 +127,8 @@ fn given_noise_and_saved_latents_are_those_of_diffusers() {
                 &negative,
                 "--steps",
                 "10",
+                "--weights",
+                "f32",
                 "--guidance",
                 "5",
                 "--sampler",

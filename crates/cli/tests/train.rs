@@ -202,6 +202,18 @@ fn broken_input_is_one_line_with_a_hint_the_right_code_and_no_file() {
             code: 5,
             says: "not finite",
         },
+        Broken {
+            what: "a weight beyond the type it is to be kept in",
+            harm: |place| {
+                edit_unet(place, |bytes| {
+                    let end = bytes.len();
+                    bytes[end - 4..].copy_from_slice(&1e6_f32.to_le_bytes());
+                });
+            },
+            set: "model.weights=f16",
+            code: 2,
+            says: "beyond the range of f16",
+        },
         Broken { what: "rank 0", harm: |_| (), set: "lora.rank=0", code: 2, says: "lora.rank" },
         Broken { what: "a size that does not fit", harm: |_| (), set: "data.size_px=36", code: 2, says: "36x36" },
         Broken {
@@ -232,7 +244,14 @@ fn the_memory_that_is_said_before_is_what_the_run_takes() {
     // (settings, batch 12 so that what backward keeps is most of it)
     for more in ["train.checkpointing=none", "train.checkpointing=block", "lora.text_encoder.targets=attention"] {
         let arguments = ["train", "--base", "emoji", "--images", "images", "--output", "run", "--set", more];
-        let settings = ["data.size_px=64", "train.batch_size=12", "train.steps=1", "lora.rank=4", "data.prompt=x"];
+        let settings = [
+            "model.weights=f32",
+            "data.size_px=64",
+            "train.batch_size=12",
+            "train.steps=1",
+            "lora.rank=4",
+            "data.prompt=x",
+        ];
         let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
         let output = loralei(place.path(), &[&arguments[..], &settings].concat());
         let said = stderr(&output);

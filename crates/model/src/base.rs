@@ -8,6 +8,7 @@ use crate::config::{Prediction, SchedulerConfig, TextEncoderConfig, UnetConfig, 
 use crate::error::ModelError;
 use crate::lora::Injection;
 use crate::noise_schedule::NoiseSchedule;
+use crate::number_types::NumberTypes;
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::unet::Unet;
@@ -32,17 +33,23 @@ pub struct Base {
     vae: VaeConfig,
     scheduler: SchedulerConfig,
     text: Vec<TextSide>,
-    dtype: DType,
+    types: NumberTypes,
     device: Device,
 }
 
 impl Base {
-    /// Opens a base and reads its configurations; networks will be loaded as `dtype` on `device`. `prediction` overrides
-    /// what the base says that its U-Net predicts, and answers where it does not say.
+    /// Opens a base and reads its configurations; networks will be loaded in `types` (one [`DType`] stands for
+    /// both) on `device`. `prediction` overrides what the base says that its U-Net predicts, and answers where it does not
+    /// say.
     ///
     /// # Errors
     /// A file that is missing or makes no network, a base of another model.
-    pub fn open(source: BaseSource, prediction: Option<Prediction>, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn open(
+        source: BaseSource,
+        prediction: Option<Prediction>,
+        types: impl Into<NumberTypes>,
+        device: &Device,
+    ) -> Result<Self> {
         let files = BaseFiles::open(source, prediction)?;
         let text = TextSide {
             folder: "text_encoder",
@@ -63,7 +70,7 @@ impl Base {
             scheduler,
             text: vec![text],
             files,
-            dtype,
+            types: types.into(),
             device: device.clone(),
         })
     }
@@ -185,19 +192,19 @@ impl Base {
     /// A weight file that does not fit its configuration.
     pub fn load_unet(&self, injection: Option<&Injection>) -> Result<Unet> {
         let files = self.unet_weights()?;
-        let source = Source::new(&files, self.dtype, &self.device, injection);
+        let source = Source::new(&files, self.types, &self.device, injection);
         let unet = Unet::new(&source.root(), &self.unet)?;
         source.finish(|_| false)?;
         Ok(unet)
     }
 
-    /// Loads the autoencoder, always in f32: half precision overflows in some of them.
+    /// Loads the autoencoder, which always computes in f32: half precision overflows in some of them.
     ///
     /// # Errors
     /// A weight file that does not fit its configuration.
     pub fn load_vae(&self) -> Result<Vae> {
         let files = self.vae_weights()?;
-        let source = Source::new(&files, DType::F32, &self.device, None);
+        let source = Source::new(&files, self.types.with_activations(DType::F32), &self.device, None);
         let vae = Vae::new(&source.root(), &self.vae)?;
         source.finish(|_| false)?;
         Ok(vae)
@@ -214,7 +221,7 @@ impl Base {
     /// A weight file that does not fit its configuration.
     pub fn load_text_encoder(&self, index: usize, injection: Option<&Injection>) -> Result<TextEncoder> {
         let files = self.text_encoder_weights(index)?;
-        let source = Source::new(&files, self.dtype, &self.device, injection);
+        let source = Source::new(&files, self.types, &self.device, injection);
         let encoder = TextEncoder::new(&source.root(), &self.text[index].config)?;
         source.finish(|name| name.ends_with("position_ids"))?;
         Ok(encoder)

@@ -14,6 +14,8 @@ pub struct PartDescription {
     pub name: &'static str,
     /// Numbers in its weights.
     pub num_parameters: u64,
+    /// Those of them in matrices and kernels of layers, which may be kept narrower than the others.
+    pub num_in_layers: u64,
     /// Number types in its file.
     pub dtypes: BTreeSet<String>,
 }
@@ -57,6 +59,8 @@ pub struct TrainingSize {
     pub rank: usize,
     /// Whether blocks are computed again in backward.
     pub recompute: bool,
+    /// Bytes of a number in a frozen matrix or kernel: 4 or 2.
+    pub bytes_per_weight: u64,
     /// Bytes of a number in which the base computes: 4 or 2.
     pub bytes_per_number: u64,
 }
@@ -97,7 +101,11 @@ impl BaseDescription {
     pub fn training_bytes(&self, size: TrainingSize) -> u64 {
         let (unet, text) = (self.parts.first(), self.parts.iter().filter(|part| part.name == "text encoder"));
         let trained_text = text.filter(|_| size.text_encoder);
-        let weights: u64 = unet.into_iter().chain(trained_text).map(|part| part.num_parameters).sum();
+        let of_part = |part: &PartDescription| {
+            let others = part.num_parameters - part.num_in_layers;
+            part.num_in_layers * size.bytes_per_weight + others * size.bytes_per_number
+        };
+        let weights: u64 = unet.into_iter().chain(trained_text).map(of_part).sum();
         let latents = (size.width_px / self.latent_downsampling) * (size.height_px / self.latent_downsampling);
         let mut per_picture = kept_numbers(&self.unet, latents, self.text_positions, size.recompute);
         if size.text_encoder {
@@ -106,10 +114,7 @@ impl BaseDescription {
             per_picture += (of_layer * self.text_layers * self.text_positions * self.text_width) as u64;
         }
         let factors = attention_factors(&self.unet, size.rank);
-        PROGRAM_BYTES
-            + weights * size.bytes_per_number
-            + factors * 16
-            + per_picture * size.batch_size as u64 * size.bytes_per_number
+        PROGRAM_BYTES + weights + factors * 16 + per_picture * size.batch_size as u64 * size.bytes_per_number
     }
 }
 
@@ -117,12 +122,17 @@ impl BaseDescription {
 const PROGRAM_BYTES: u64 = 60_000_000;
 
 fn part(name: &'static str, weights: &WeightFiles) -> PartDescription {
-    let infos = || weights.names().filter_map(|name| weights.info(name)).filter(|info| is_float(info.dtype));
-    PartDescription {
-        name,
-        num_parameters: infos().map(|info| info.num_elements() as u64).sum(),
-        dtypes: infos().map(|info| info.dtype.to_string()).collect(),
+    let infos = weights.names().filter_map(|name| Some((name, weights.info(name)?)));
+    let mut part = PartDescription { name, num_parameters: 0, num_in_layers: 0, dtypes: BTreeSet::new() };
+    for (name, info) in infos.filter(|(_, info)| is_float(info.dtype)) {
+        let count = info.num_elements() as u64;
+        part.num_parameters += count;
+        if info.shape.len() > 1 && !name.starts_with("embeddings.") {
+            part.num_in_layers += count;
+        }
+        part.dtypes.insert(info.dtype.to_string());
     }
+    part
 }
 
 fn is_float(dtype: Dtype) -> bool {

@@ -108,6 +108,16 @@ pub enum ModelError {
         /// The tensor's name.
         key: String,
     },
+    /// A weight that is too large for the number type it is to be kept in.
+    #[error("`{file}`: tensor `{key}` holds a number beyond the range of {dtype}")]
+    WeightBeyondRange {
+        /// The weight file.
+        file: String,
+        /// The tensor's name.
+        key: String,
+        /// The type.
+        dtype: &'static str,
+    },
     /// A target pattern that no layer answers to.
     #[error("target `{pattern}` matches no layer of the {component}")]
     NothingMatched {
@@ -262,6 +272,11 @@ impl ModelError {
             }
             Self::NonFiniteWeight { .. } => {
                 "the file is damaged or was saved from a failed run: download it again".into()
+            }
+            Self::WeightBeyondRange { .. } => {
+                "keep weights as \"bf16\" or \"f32\" (`model.weights`, `--weights`), and compute in one of these too \
+                 (`model.dtype`, `--dtype`)"
+                    .into()
             }
             Self::NothingMatched { .. } => {
                 "use attention, cross-attention or full, or patterns over module paths such as `up_blocks.*.attn2.to_k`"

@@ -8,7 +8,7 @@ use crate::error::ModelError;
 use crate::ops::{Segment, is_recording, turned_off};
 use crate::weights::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use loralei_adapter::keys::{Leaf, kohya_key, kohya_module};
 use loralei_adapter::{Adapter, Array, LoraModule};
 use std::cell::{Cell, RefCell};
@@ -259,15 +259,14 @@ impl Injection {
         Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
     }
 
-    /// `weight` (out, in, ..) of the layer at `path` with the merged adapter's part added in f32.
-    pub(crate) fn merge(&self, path: &str, shape: LayerShape, weight: Tensor) -> Result<Tensor> {
-        let Wanted::Merged(modules, merged) = &self.wanted else { return Ok(weight) };
+    /// What a merged adapter adds to the weight (out, in, ..) of the layer at `path`, row-major.
+    pub(crate) fn merged(&self, path: &str, shape: LayerShape) -> Result<Option<Vec<f32>>> {
+        let Wanted::Merged(modules, merged) = &self.wanted else { return Ok(None) };
         let module = kohya_module(&self.prefix, path);
-        let Some(found) = modules.get(&module) else { return Ok(weight) };
+        let Some(found) = modules.get(&module) else { return Ok(None) };
         check_shape(found, shape, &module)?;
-        let delta = Tensor::from_vec(found.delta().data, weight.shape(), weight.device())?;
         merged.borrow_mut().insert(module);
-        Ok((weight.to_dtype(DType::F32)? + delta)?.to_dtype(weight.dtype())?)
+        Ok(Some(found.delta().data))
     }
 
     /// The factors for the layer at `path`, if it is to have some.

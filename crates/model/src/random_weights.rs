@@ -1,8 +1,11 @@
 //! Weights out of nothing: a network of any size without a file, for measuring. They stay finite through it, and no more
 //! is asked of them.
 
-use candle_core::{DType, Device, Tensor, WithDType};
+use candle_core::{DType, Device, Tensor};
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use crate::random::{Draw, Purpose, name_hash};
 use crate::weights::Result;
@@ -30,31 +33,40 @@ impl RandomWeights {
             _ => (0.0, 1.0 / (shape.iter().skip(1).product::<usize>() as f32).sqrt()),
         };
         let first = (name_hash(key) % BLOCK_LENGTH as u64) as usize;
-        let scaled = |x: f32| centre + spread * x;
-        Ok(match dtype {
-            DType::BF16 => self.repeated(first, shape, device, |x| bf16::from_f32(scaled(x)))?,
-            DType::F16 => self.repeated(first, shape, device, |x| f16::from_f32(scaled(x)))?,
-            other => self.repeated(first, shape, device, scaled)?.to_dtype(other)?,
-        })
+        let block: Vec<f32> = self.block.iter().map(|x| centre + spread * x).collect();
+        let (block, count) = (block.as_slice(), shape.iter().product());
+        let tensor = match dtype {
+            DType::BF16 => {
+                let mut bits = vec![0u16; count];
+                let narrow =
+                    |from: &[f32], to: &mut [u16]| to.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(from);
+                repeat(block, first, &mut bits, narrow);
+                Tensor::from_vec(bits.reinterpret_into::<bf16>(), shape, device)
+            }
+            DType::F16 => {
+                let mut bits = vec![0u16; count];
+                let narrow =
+                    |from: &[f32], to: &mut [u16]| to.reinterpret_cast_mut::<f16>().convert_from_f32_slice(from);
+                repeat(block, first, &mut bits, narrow);
+                Tensor::from_vec(bits.reinterpret_into::<f16>(), shape, device)
+            }
+            other => {
+                let mut values = vec![0f32; count];
+                repeat(block, first, &mut values, |from: &[f32], to: &mut [f32]| to.copy_from_slice(from));
+                Tensor::from_vec(values, shape, device).and_then(|tensor| tensor.to_dtype(other))
+            }
+        };
+        Ok(tensor?)
     }
+}
 
-    fn repeated<T: WithDType>(
-        &self,
-        first: usize,
-        shape: &[usize],
-        device: &Device,
-        number: impl Fn(f32) -> T,
-    ) -> candle_core::Result<Tensor> {
-        let count = shape.iter().product();
-        let mut values = Vec::with_capacity(count);
-        let mut rest = &self.block[first..];
-        while values.len() < count {
-            let length = rest.len().min(count - values.len());
-            values.extend(rest[..length].iter().map(|x| number(*x)));
-            rest = &self.block;
-        }
-        Tensor::from_vec(values, shape, device)
-    }
+/// Fills `values` with `block` over and over, from its place `first` on; `put` gives as many numbers as it is given.
+fn repeat<T: Send>(block: &[f32], first: usize, values: &mut [T], put: impl Fn(&[f32], &mut [T]) + Sync) {
+    values.par_chunks_mut(BLOCK_LENGTH).for_each(|values| {
+        let (head, tail) = values.split_at_mut(values.len().min(BLOCK_LENGTH - first));
+        put(&block[first..first + head.len()], head);
+        put(&block[..tail.len()], tail);
+    });
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ impl Unet {
             (0..channels.len()).map(|level| shapes.down_block(&weights.at(format_args!("down_blocks.{level}")), level));
         let up_blocks = (0..channels.len()).map(|i| shapes.up_block(&weights.at(format_args!("up_blocks.{i}")), i));
         Ok(Self {
-            dtype: conv_in.weight.dtype(),
+            dtype: weights.dtype(),
             conv_in,
             time_embedding: TimeEmbedding::new(&weights.at("time_embedding"), config)?,
             down_blocks: down_blocks.collect::<Result<_>>()?,

@@ -6,7 +6,7 @@ use crate::layers::{Conv2d, GroupNorm, Linear};
 use crate::ops::{self, ConvGeometry};
 use crate::resnet::{ResnetBlock, ResnetShape};
 use crate::weights::{Result, Weights};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 const EPS: f64 = 1e-6;
 
@@ -200,6 +200,7 @@ pub struct Vae {
     decoder: Decoder,
     post_quant_conv: Option<Conv2d>,
     scaling_factor: f64,
+    dtype: DType,
 }
 
 impl Vae {
@@ -217,6 +218,7 @@ impl Vae {
             decoder: Decoder::new(&weights.at("decoder"), config)?,
             post_quant_conv: pointwise("post_quant_conv", config.use_post_quant_conv, config.latent_channels)?,
             scaling_factor: config.scaling_factor,
+            dtype: weights.dtype(),
         })
     }
 
@@ -229,20 +231,16 @@ impl Vae {
         self.encoder.conv_in.weight.device()
     }
 
-    fn dtype(&self) -> candle_core::DType {
-        self.encoder.conv_in.weight.dtype()
-    }
-
     /// `pixels`: (b, h, w, 3) in [-1, 1], sides multiples of [`VaeConfig::downsampling`].
     ///
     /// # Errors
     /// If the shape does not fit.
     pub fn encode(&self, pixels: &Tensor) -> candle_core::Result<Posterior> {
-        let mut moments = self.encoder.forward(&pixels.to_device(self.device())?.to_dtype(self.dtype())?)?; // (b, h/8, w/8, 8)
+        let mut moments = self.encoder.forward(&pixels.to_device(self.device())?.to_dtype(self.dtype)?)?; // (b, h/8, w/8, 8)
         if let Some(quant_conv) = &self.quant_conv {
             moments = quant_conv.forward(&moments)?;
         }
-        let moments = moments.permute((0, 3, 1, 2))?.to_dtype(candle_core::DType::F32)?; // (b, 8, ..)
+        let moments = moments.permute((0, 3, 1, 2))?.to_dtype(DType::F32)?; // (b, 8, ..)
         let moments = moments.contiguous()?.to_device(pixels.device())?;
         let halves = moments.chunk(2, 1)?;
         let std = (halves[1].clamp(-30f32, 20f32)? * 0.5)?.exp()?;
@@ -254,12 +252,12 @@ impl Vae {
     /// # Errors
     /// If the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> candle_core::Result<Tensor> {
-        let latents_here = latents.to_device(self.device())?.to_dtype(self.dtype())?;
+        let latents_here = latents.to_device(self.device())?.to_dtype(self.dtype)?;
         let xs = (latents_here / self.scaling_factor)?.permute((0, 2, 3, 1))?.contiguous()?;
         let xs = match &self.post_quant_conv {
             Some(post_quant_conv) => post_quant_conv.forward(&xs)?,
             None => xs,
         };
-        self.decoder.forward(&xs)?.to_dtype(candle_core::DType::F32)?.to_device(latents.device())
+        self.decoder.forward(&xs)?.to_dtype(DType::F32)?.to_device(latents.device())
     }
 }

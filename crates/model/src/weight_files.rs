@@ -1,6 +1,6 @@
 //! The tensors of one network under the names that diffusers gives them, whatever the file calls them.
 
-use loralei_adapter::{AdapterError, TensorFiles, TensorInfo};
+use loralei_adapter::{AdapterError, TensorBytes, TensorFiles, TensorInfo};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -75,15 +75,30 @@ impl WeightFiles {
     /// # Errors
     /// A tensor that is not there, another type, a file that cannot be read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, AdapterError> {
-        let Some(place) = self.places.get(name) else {
-            let (path, tensor) = (self.path().to_owned(), name.to_owned());
-            return Err(AdapterError::MissingTensor { path, tensor });
-        };
+        let place = self.place(name)?;
         let mut values = self.files.read_f32(&place.name)?;
         if let Some(third) = place.third {
             let length = values.len() / 3;
             values = values[third * length..(third + 1) * length].to_vec();
         }
         Ok(values)
+    }
+
+    /// A tensor that is to be read part by part.
+    ///
+    /// # Errors
+    /// A tensor that is not there; a file that cannot be read.
+    pub(crate) fn bytes(&self, name: &str) -> Result<TensorBytes<'_>, AdapterError> {
+        let place = self.place(name)?;
+        let bytes = self.files.bytes(&place.name)?;
+        Ok(match place.third {
+            Some(third) => bytes.part(third, 3),
+            None => bytes,
+        })
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, AdapterError> {
+        let missing = || AdapterError::MissingTensor { path: self.path().to_owned(), tensor: name.to_owned() };
+        self.places.get(name).ok_or_else(missing)
     }
 }

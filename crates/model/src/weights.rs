@@ -7,10 +7,13 @@
 use crate::error::ModelError;
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use crate::lora::{Injection, LayerShape, LoraFactors};
+use crate::number_types::{NumberTypes, WeightType};
 use crate::ops::ConvGeometry;
 use crate::random_weights::RandomWeights;
+use crate::stored_weight::{StoredWeight, Unusable};
 use crate::weight_files::WeightFiles;
 use candle_core::{DType, Device, Tensor};
+use loralei_adapter::TensorBytes;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,7 +31,7 @@ pub struct Weights<'a> {
 /// What all places of one file share.
 pub struct Source<'a> {
     origin: Origin<'a>,
-    dtype: DType,
+    types: NumberTypes,
     device: Device,
     asked: RefCell<BTreeSet<String>>,
     injection: Option<&'a Injection>,
@@ -41,18 +44,24 @@ enum Origin<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Tensors of `files` as `dtype` on `device`, with factors where `injection` says.
-    pub fn new(files: &'a WeightFiles, dtype: DType, device: &Device, injection: Option<&'a Injection>) -> Self {
-        Self::of(Origin::Files(files), dtype, device, injection)
+    /// Tensors of `files` in `types` (one [`DType`] stands for both) on `device`, with factors where `injection` says.
+    pub fn new(
+        files: &'a WeightFiles,
+        types: impl Into<NumberTypes>,
+        device: &Device,
+        injection: Option<&'a Injection>,
+    ) -> Self {
+        Self::of(Origin::Files(files), types.into(), device, injection)
     }
 
-    /// Whatever is asked for, with random numbers: for measuring a network of a size without having it.
-    pub fn random(seed: u64, dtype: DType, device: &Device, injection: Option<&'a Injection>) -> Self {
-        Self::of(Origin::Random(RandomWeights::new(seed)), dtype, device, injection)
+    /// Whatever is asked for, with random numbers, as if they were f32 in a file: for measuring a network of a size
+    /// without having it. Nothing is merged into them.
+    pub fn random(seed: u64, types: impl Into<NumberTypes>, device: &Device, injection: Option<&'a Injection>) -> Self {
+        Self::of(Origin::Random(RandomWeights::new(seed)), types.into(), device, injection)
     }
 
-    fn of(origin: Origin<'a>, dtype: DType, device: &Device, injection: Option<&'a Injection>) -> Self {
-        Self { origin, dtype, device: device.clone(), asked: RefCell::default(), injection }
+    fn of(origin: Origin<'a>, types: NumberTypes, device: &Device, injection: Option<&'a Injection>) -> Self {
+        Self { origin, types, device: device.clone(), asked: RefCell::default(), injection }
     }
 
     /// The root of the network.
@@ -97,22 +106,60 @@ impl Weights<'_> {
         format!("{}{dot}{name}", self.path)
     }
 
-    /// The tensor `name` of this module, which must have `shape`, or the same with two trailing ones (1x1 kernels that
-    /// stand where a linear layer is wanted, or the other way round) as it is wanted here.
+    /// Number type of the activations.
+    pub fn dtype(&self) -> DType {
+        self.source.types.activations
+    }
+
+    /// The tensor `name` of this module in the activations' type. It must have `shape`, or the same with two trailing
+    /// ones.
     ///
     /// # Errors
-    /// A missing tensor, another shape, a number that is not finite.
+    /// A missing tensor, another shape, a number that is not finite or too large for the type.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.load(name, shape, WeightType::Exactly(self.dtype()), None)
+    }
+
+    /// The weight of this module as frozen weights are kept, with what an adapter that is to be merged adds: (out, in), or
+    /// of a convolution (out, kh, kw, in). A 1x1 kernel may stand for a matrix, and the other way round.
+    fn weight(&self, layer: LayerShape) -> Result<Tensor> {
+        let shape = match layer {
+            LayerShape::Linear { num_in, num_out } => vec![num_out, num_in],
+            LayerShape::Conv2d { num_in, num_out, kernel } => vec![num_out, num_in, kernel, kernel],
+        };
+        self.load("weight", &shape, self.source.types.weights, Some(layer))
+    }
+
+    /// `shape` is that of the file; the weight of a `layer` is turned.
+    fn load(&self, name: &str, shape: &[usize], wanted: WeightType, layer: Option<LayerShape>) -> Result<Tensor> {
         let (key, source) = (self.key(name), self.source);
+        let (turned, pixels) = match (shape, layer) {
+            ([num_out, num_in, height, width], Some(_)) => (vec![*num_out, *height, *width, *num_in], height * width),
+            _ => (shape.to_vec(), 1),
+        };
         let tensor = match &source.origin {
             Origin::Files(files) => {
-                from_files(files, &key, shape)?.to_dtype(source.dtype)?.to_device(&source.device)?
+                let bytes = in_file(files, &key, shape)?;
+                let addend = match (source.injection, layer) {
+                    (Some(injection), Some(layer)) => injection.merged(&self.path, layer)?,
+                    _ => None,
+                };
+                let stored = StoredWeight { bytes, shape: turned, pixels, addend };
+                let tensor = stored.read(wanted).map_err(|reason| unusable(reason, files, &key))?;
+                tensor.to_device(&source.device)?
             }
-            Origin::Random(random) => random.tensor(&key, shape, source.dtype, &source.device)?,
+            Origin::Random(random) => {
+                let dtype = match wanted {
+                    WeightType::Half => DType::F16,
+                    WeightType::Exactly(dtype) => dtype,
+                };
+                random.tensor(&key, &turned, dtype, &source.device)?
+            }
         };
         source.asked.borrow_mut().insert(key);
         Ok(tensor)
     }
+
     fn bias(&self, size: usize, wanted: bool) -> Result<Option<Tensor>> {
         wanted.then(|| self.tensor("bias", &[size])).transpose()
     }
@@ -122,14 +169,6 @@ impl Weights<'_> {
         match self.source.injection {
             Some(injection) => injection.factors(&self.path, shape, &self.source.device),
             None => Ok(None),
-        }
-    }
-
-    /// The weight with what an adapter that is to be merged adds to it.
-    fn merged(&self, weight: Tensor, shape: LayerShape) -> Result<Tensor> {
-        match self.source.injection {
-            Some(injection) => injection.merge(&self.path, shape, weight),
-            None => Ok(weight),
         }
     }
 
@@ -144,22 +183,17 @@ impl Weights<'_> {
     /// As [`Weights::tensor`].
     pub fn linear(&self, num_in: usize, num_out: usize, bias: bool) -> Result<Linear> {
         let shape = LayerShape::Linear { num_in, num_out };
-        Ok(Linear {
-            weight: self.merged(self.tensor("weight", &[num_out, num_in])?, shape)?,
-            bias: self.bias(num_out, bias)?,
-            lora: self.factors(shape)?,
-        })
+        Ok(Linear { weight: self.weight(shape)?, bias: self.bias(num_out, bias)?, lora: self.factors(shape)? })
     }
 
-    /// A convolution `num_in` -> `num_out` with bias; the kernel is turned to (out, kh, kw, in).
+    /// A convolution `num_in` -> `num_out` with bias.
     ///
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn conv2d(&self, num_in: usize, num_out: usize, kernel: usize, geometry: ConvGeometry) -> Result<Conv2d> {
         let shape = LayerShape::Conv2d { num_in, num_out, kernel };
-        let weight = self.merged(self.tensor("weight", &[num_out, num_in, kernel, kernel])?, shape)?;
         Ok(Conv2d {
-            weight: weight.permute((0, 2, 3, 1))?.contiguous()?,
+            weight: self.weight(shape)?,
             bias: self.bias(num_out, true)?,
             geometry,
             lora: self.factors(shape)?,
@@ -184,22 +218,30 @@ impl Weights<'_> {
     }
 }
 
-/// The tensor `key` in f32 on the host, if it has `shape`.
-fn from_files(files: &WeightFiles, key: &str, shape: &[usize]) -> Result<Tensor> {
-    let (file, named) = (|| files.path().display().to_string(), || key.to_owned());
-    let Some(info) = files.info(key) else { return Err(ModelError::MissingTensor { file: file(), key: named() }) };
-    let found = info.shape;
+/// The tensor `key`, if it has `shape`.
+fn in_file<'a>(files: &'a WeightFiles, key: &str, shape: &[usize]) -> Result<TensorBytes<'a>> {
+    let (file, key) = (|| files.path().display().to_string(), key.to_owned());
+    if files.info(&key).is_none() {
+        return Err(ModelError::MissingTensor { file: file(), key });
+    }
+    let bytes = files.bytes(&key)?;
     let squeezed = |shape: &[usize]| match shape {
         [a, b, 1, 1] => vec![*a, *b],
         other => other.to_vec(),
     };
-    if squeezed(&found) != squeezed(shape) {
-        return Err(ModelError::WrongShape { file: file(), key: named(), found, expected: shape.to_vec() });
+    let (found, expected) = (bytes.shape().to_vec(), shape.to_vec());
+    if squeezed(&found) != squeezed(&expected) {
+        return Err(ModelError::WrongShape { file: file(), key, found, expected });
     }
-    let values = files.read_f32(key)?;
-    // The sum of x * 0 is 0 for finite numbers and NaN otherwise, and vectorises.
-    if !values.chunks(4096).all(|chunk| chunk.iter().map(|x| x * 0.0).sum::<f32>() == 0.0) {
-        return Err(ModelError::NonFiniteWeight { file: file(), key: named() });
+    Ok(bytes)
+}
+
+fn unusable(reason: Unusable, files: &WeightFiles, key: &str) -> ModelError {
+    let (file, key) = (files.path().display().to_string(), key.to_owned());
+    match reason {
+        Unusable::File(error) => error.into(),
+        Unusable::NotFinite => ModelError::NonFiniteWeight { file, key },
+        Unusable::BeyondRange(dtype) => ModelError::WeightBeyondRange { file, key, dtype: dtype.as_str() },
+        Unusable::Tensor(error) => error.into(),
     }
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }

@@ -5,8 +5,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 use candle_core::DType;
-use loralei_model::{DeviceChoice, Prediction, SamplerKind, ops};
+use loralei_model::{DeviceChoice, NumberTypes, Prediction, SamplerKind, WeightType, ops};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::error::Violation;
 
 /// All settings of a training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -48,6 +50,11 @@ pub struct ModelConfig {
     /// Number type in which the base computes: `f32`, `bf16` or `f16`. The factors are always trained in f32.
     /// Left out, it is that of the device: `f32` on the processor, `bf16` on a card, `f16` on cards without bf16.
     pub dtype: Option<Dtype>,
+    /// Number type in which the frozen matrices and kernels are kept on the processor: `f32`, `bf16` or `f16`; they are
+    /// multiplied in that of `dtype`. `auto` keeps 16-bit numbers of the file as they are and narrows wider ones to
+    /// `f16`, or to `bf16` in a tensor with a number beyond the range of `f16`: half the memory of `f32`. On a card, and
+    /// with `ops = "generic"`, `auto` is `dtype`.
+    pub weights: WeightDtype,
     /// Where the run computes: `cpu`, `cuda`, `cuda:N` for the card of that number, or `metal`.
     pub device: DeviceChoice,
     /// Which implementation of the operations computes: `auto`, our kernels where the device has some, or `generic`, the
@@ -225,6 +232,7 @@ impl Default for ModelConfig {
             base: "emoji".to_string(),
             prediction: None,
             dtype: None,
+            weights: WeightDtype::Auto,
             device: DeviceChoice::Cpu,
             ops: Ops::Auto,
             tf32: false,
@@ -317,6 +325,49 @@ impl From<Dtype> for DType {
             Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::BF16,
             Dtype::F16 => DType::F16,
+        }
+    }
+}
+
+/// How frozen matrices and kernels are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// In 16 bits where our kernels compute, otherwise in the type in which the base computes.
+    #[default]
+    Auto,
+    /// 32-bit IEEE.
+    F32,
+    /// 16 bits with the exponent of f32.
+    Bf16,
+    /// 16-bit IEEE.
+    F16,
+}
+
+impl WeightDtype {
+    /// The number types of a base that computes in `dtype`, on the processor or on a card.
+    ///
+    /// # Errors
+    /// On a card, another type than `dtype`.
+    pub fn number_types(self, dtype: Dtype, ops: Ops, is_cpu: bool) -> Result<NumberTypes, Violation> {
+        let weights = match self {
+            Self::Auto if is_cpu && ops == Ops::Auto => WeightType::Half,
+            Self::Auto => WeightType::Exactly(dtype.into()),
+            Self::F32 => WeightType::Exactly(DType::F32),
+            Self::Bf16 => WeightType::Exactly(DType::BF16),
+            Self::F16 => WeightType::Exactly(DType::F16),
+        };
+        let types = NumberTypes { activations: dtype.into(), weights };
+        match weights {
+            WeightType::Exactly(kept) if !is_cpu && kept != types.activations => Err(Violation {
+                key: "model.weights".to_string(),
+                problem: format!("{} on a card that computes in {}", kept.as_str(), types.activations.as_str()),
+                hint: format!(
+                    "leave it at \"auto\", or compute in {} too: weights on a card have the type in which the base computes",
+                    kept.as_str()
+                ),
+            }),
+            _ => Ok(types),
         }
     }
 }

@@ -166,6 +166,12 @@ pub enum TrainError {
     Adapter(#[from] loralei_adapter::AdapterError),
 }
 
+impl From<Violation> for TrainError {
+    fn from(violation: Violation) -> Self {
+        TrainError::Settings { violations: vec![violation] }
+    }
+}
+
 impl From<candle_core::Error> for TrainError {
     fn from(error: candle_core::Error) -> Self {
         TrainError::Tensor(Box::new(error))
@@ -204,6 +210,7 @@ impl TrainError {
             | TrainError::Model(
                 ModelError::SizeDoesNotFit { .. }
                 | ModelError::NothingMatched { .. }
+                | ModelError::WeightBeyondRange { .. }
                 | ModelError::ClipSkip { .. }
                 | ModelError::UnknownPrediction { .. }
                 | ModelError::NoDevice { .. }

@@ -40,6 +40,7 @@ mod gradient_tree;
 mod learning_rate;
 mod loss_scale;
 mod memory;
+mod memory_switch;
 mod metrics;
 mod network;
 mod objective;
@@ -59,7 +60,7 @@ pub use clip::{clip_global_norm, clip_on_device, global_norm};
 pub use config::{
     Checkpointing, DataConfig, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig, PredictionKind,
     PriorConfig, PriorKind, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets,
-    TextEncoderConfig, TrainConfig, UnetConfig,
+    TextEncoderConfig, TrainConfig, UnetConfig, WeightDtype,
 };
 pub use config_keys::{is_config_key, nearest_config_key};
 pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};
@@ -70,6 +71,7 @@ pub use gradient_tree::{GradientTree, Gradients, PairwiseSum, StepGradient};
 pub use learning_rate::LearningRateSchedule;
 pub use loralei_model::{BaseSource, Draw, Purpose};
 pub use memory::{peak_resident_bytes, resident_bytes};
+pub use memory_switch::MemorySwitch;
 pub use metrics::MetricsWriter;
 pub use network::{Network, Text};
 pub use objective::{MicroBatch, Outcome};

@@ -5,7 +5,7 @@ use loralei_adapter::Adapter;
 use loralei_adapter::keys::Component;
 use loralei_model::{
     AdapterSet, Base, Checkpointing, Conditioning, FactorValues, Injection, LayerShape, LoraFactors, NoiseSchedule,
-    SchedulerConfig, Source, TextEncoder, Unet, UnetConfig, ops, without_factors,
+    NumberTypes, SchedulerConfig, Source, TextEncoder, Unet, UnetConfig, ops, without_factors,
 };
 use std::sync::Arc;
 
@@ -76,13 +76,13 @@ impl Network {
     pub fn random(
         config: &UnetConfig,
         plan: &ComponentPlan,
-        dtype: DType,
+        types: NumberTypes,
         device: &Device,
         checkpointing: Checkpointing,
     ) -> Result<Self, TrainError> {
         const SEED: u64 = 0;
         let injection = new_factors(Component::Unet.prefix(), plan, SEED);
-        let unet = Unet::new(&Source::random(SEED, dtype, device, Some(&injection)).root(), config)?;
+        let unet = Unet::new(&Source::random(SEED, types, device, Some(&injection)).root(), config)?;
         Ok(Self {
             unet,
             text_encoders: Vec::new(),

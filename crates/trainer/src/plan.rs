@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::adamw::AdamWSettings;
 use crate::config::{
-    Checkpointing, Dtype, LoraConfig, Ops, OptimizerConfig, PriorConfig, PriorKind, SamplesConfig, ScheduleConfig,
-    ScheduleKind, StepsConfig, Targets, TrainConfig,
+    Checkpointing, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, PriorConfig, PriorKind, SamplesConfig,
+    ScheduleConfig, ScheduleKind, StepsConfig, Targets, TrainConfig,
 };
 use crate::error::{TrainError, Violation};
 use crate::learning_rate::LearningRateSchedule;
-use loralei_model::{DeviceChoice, Prediction};
+use loralei_model::{DeviceChoice, NumberTypes, Prediction};
 
 /// Which base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +63,8 @@ pub struct Plan {
     pub prediction: Option<Prediction>,
     /// Number type in which the base computes.
     pub dtype: Dtype,
+    /// That, and how the frozen weights are kept.
+    pub number_types: NumberTypes,
     /// Where the run computes.
     pub device: DeviceChoice,
     /// Which implementation of the operations.
@@ -121,6 +123,7 @@ impl Plan {
     pub fn new(config: &TrainConfig) -> Result<Self, TrainError> {
         let mut checks = Checks::default();
         let base = checks.base(&config.model.base);
+        let (dtype, number_types) = checks.number_types(&config.model);
         let images = checks.images(config.data.images.as_deref());
         let width_px = checks.size("data.width_px", config.data.width_px, config.data.size_px);
         let height_px = checks.size("data.height_px", config.data.height_px, config.data.size_px);
@@ -138,7 +141,8 @@ impl Plan {
         Ok(Self {
             base,
             prediction: config.model.prediction.map(Prediction::from),
-            dtype: config.model.dtype.unwrap_or_else(|| Dtype::usual(config.model.device)),
+            dtype,
+            number_types,
             device: config.model.device,
             ops: config.model.ops,
             tf32: config.model.tf32,
@@ -209,6 +213,16 @@ impl Checks {
             );
         }
         BaseChoice::from(base)
+    }
+
+    fn number_types(&mut self, model: &ModelConfig) -> (Dtype, NumberTypes) {
+        let dtype = model.dtype.unwrap_or_else(|| Dtype::usual(model.device));
+        let types = model.weights.number_types(dtype, model.ops, model.device == DeviceChoice::Cpu);
+        let types = types.unwrap_or_else(|violation| {
+            self.violations.push(violation);
+            candle_core::DType::from(dtype).into()
+        });
+        (dtype, types)
     }
 
     fn samples(&mut self, samples: &SamplesConfig) -> Option<SamplesConfig> {
@@ -377,6 +391,7 @@ struct Component<'a> {
 mod tests {
     use super::*;
     use crate::config_layers::ConfigLayers;
+    use loralei_model::WeightType;
 
     fn plan(sets: &[&str]) -> Result<Plan, TrainError> {
         let mut layers = ConfigLayers::new();
@@ -430,6 +445,22 @@ mod tests {
             let key = set.split_once('=').unwrap().0;
             assert_eq!(violated_keys(&[set]), [key], "{set}");
         }
+    }
+
+    #[test]
+    fn weights_are_narrow_where_our_kernels_compute_and_of_the_dtype_elsewhere() {
+        let kept = |sets: &[&str]| plan(sets).unwrap().number_types.weights;
+        let exactly = |dtype: Dtype| WeightType::Exactly(dtype.into());
+        assert_eq!(kept(&[]), WeightType::Half);
+        assert_eq!(kept(&["model.dtype=bf16"]), WeightType::Half);
+        assert_eq!(kept(&["model.weights=f32"]), exactly(Dtype::F32));
+        assert_eq!(kept(&["model.weights=bf16", "model.ops=generic"]), exactly(Dtype::Bf16));
+        assert_eq!(kept(&["model.ops=generic"]), exactly(Dtype::F32));
+        assert_eq!(kept(&["model.device=metal", "model.dtype=f16"]), exactly(Dtype::F16));
+        assert_eq!(kept(&["model.device=metal", "model.dtype=f32", "model.weights=f32"]), exactly(Dtype::F32));
+        let error = plan(&["model.device=metal", "model.dtype=bf16", "model.weights=f16"]).unwrap_err();
+        assert_eq!(error.to_string(), "`model.weights`: f16 on a card that computes in bf16");
+        assert!(error.hint().unwrap().contains("auto") && error.exit_code() == 2);
     }
 
     #[test]

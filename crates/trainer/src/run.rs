@@ -4,16 +4,17 @@
 //! of latents are functions of (seed, step, micro-batch), the learning rate a function of the step.
 
 use loralei_data::{CaptionRules, Folder};
-use loralei_model::{Base, BaseDescription, BaseSource, DeviceSession, TrainingSize, peak_device_bytes};
+use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, TrainingSize, peak_device_bytes};
 use std::path::Path;
 use std::time::Instant;
 
 use crate::before_after::{BeforeAfter, SampleRun};
-use crate::config::{Checkpointing, Dtype};
+use crate::config::Checkpointing;
 use crate::encoded::EncodedData;
 use crate::error::TrainError;
 use crate::event::{Event, StepReport};
 use crate::memory::{peak_resident_bytes, resident_bytes};
+use crate::memory_switch::MemorySwitch;
 use crate::metrics::MetricsWriter;
 use crate::network::Network;
 use crate::plan::Plan;
@@ -60,7 +61,7 @@ fn train_here(
     events: &mut dyn FnMut(Event),
 ) -> Result<Finished, TrainError> {
     let started = Instant::now();
-    let base = Base::open(base, plan.prediction, plan.dtype.into(), &plan.device.open()?)?;
+    let base = Base::open(base, plan.prediction, plan.number_types, &plan.device.open()?)?;
     let _session = DeviceSession::start(base.device(), plan.tf32);
     base.check_size(plan.width_px, plan.height_px)?;
     *expected_bytes = Some(expect_memory(plan, &base, events)?);
@@ -94,28 +95,24 @@ fn expect_memory(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Res
         text_encoder: plan.text_encoder.is_some(),
         rank: plan.unet.as_ref().map_or(0, |unet| unet.rank),
         recompute: plan.checkpointing == Checkpointing::Block,
+        bytes_per_weight: plan.number_types.weight_bytes(),
         bytes_per_number: candle_core::DType::from(plan.dtype).size_in_bytes() as u64,
     };
-    let expected = BaseDescription::of(base)?.training_bytes(size);
+    let found = BaseDescription::of(base)?;
+    let (expected, switches) =
+        (found.training_bytes(size), MemorySwitch::of(&found, size, plan.device == DeviceChoice::Cpu));
+    let switches = MemorySwitch::list(&switches);
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
     let device = plan.device;
-    events(Event::Note { message: format!("memory: about {} on {device}", gigabytes(expected)) });
+    let less = if switches.is_empty() { String::new() } else { format!("; less with {switches}") };
+    events(Event::Note { message: format!("memory: about {} on {device}{less}", gigabytes(expected)) });
     if let Some(free) = device.free_bytes().filter(|free| *free < expected) {
         let (expected, free) = (gigabytes(expected), gigabytes(free));
-        let message =
-            format!("{device} has {free} free, the run will take about {expected}: {}", memory_switches(plan));
+        let remedy = if switches.is_empty() { "no setting lowers it".to_owned() } else { format!("try {switches}") };
+        let message = format!("{device} has {free} free, the run will take about {expected}: {remedy}");
         events(Event::Warning { message });
     }
     Ok(expected)
-}
-
-/// What would lower the memory of a run, best first.
-fn memory_switches(plan: &Plan) -> String {
-    let recompute = (plan.checkpointing == Checkpointing::None).then_some("train.checkpointing = \"block\"");
-    let batch = (plan.batch_size > 1).then_some("a smaller train.batch_size with train.accumulate");
-    let dtype = (plan.dtype == Dtype::F32).then_some("model.dtype = \"bf16\"");
-    let all = [recompute, batch, dtype, Some("a smaller data.size_px")];
-    format!("try {}", all.into_iter().flatten().collect::<Vec<_>>().join(", or "))
 }
 
 /// All steps; returns their losses. On a card, losses are read only now and then, because a reading waits for all work.

@@ -9,7 +9,7 @@ use loralei_model::{DeviceSession, Draw, Purpose, UnetConfig, UnetCost, ops, pea
 use std::time::Instant;
 
 use crate::adamw::AdamWSettings;
-use crate::config::{Checkpointing, Dtype, Ops, Targets};
+use crate::config::{Checkpointing, Dtype, Ops, Targets, WeightDtype};
 use crate::error::TrainError;
 use crate::gradient_tree::GradientTree;
 use crate::memory::peak_resident_bytes;
@@ -37,8 +37,10 @@ pub struct StepBench {
     pub rank: usize,
     /// Layers that get some.
     pub targets: Targets,
-    /// Number type of the network.
+    /// Number type in which the network computes.
     pub dtype: Dtype,
+    /// How its frozen weights are kept; they count as f32 in a file.
+    pub weights: WeightDtype,
     /// What backward keeps.
     pub checkpointing: Checkpointing,
     /// Which implementation of the operations.
@@ -109,7 +111,8 @@ impl StepBench {
             learning_rate: LEARNING_RATE,
         };
         let dtype = self.dtype.into();
-        let network = Network::random(&self.unet, &plan, dtype, device, self.checkpointing.into())?;
+        let types = self.weights.number_types(self.dtype, self.ops, device.is_cpu())?;
+        let network = Network::random(&self.unet, &plan, types, device, self.checkpointing.into())?;
         let mut update = Update::new(&network, AdamWSettings::default(), Some(MAX_GRAD_NORM), dtype);
         let shape = (self.batch, self.unet.in_channels, self.latent, self.latent);
         let latents = normal(shape, 0, Purpose::LatentSample, DType::F32, device)?;
@@ -231,6 +234,7 @@ mod tests {
             rank: 3,
             targets: Targets::Attention,
             dtype: Dtype::F32,
+            weights: WeightDtype::F32,
             checkpointing: Checkpointing::None,
             ops: Ops::Auto,
             tf32: false,
@@ -263,6 +267,11 @@ mod tests {
         for dtype in [Dtype::Bf16, Dtype::F16] {
             let narrow = loss(StepBench { dtype, ..tiny() });
             assert!((narrow / expected - 1.0).abs() < 0.05, "{dtype:?}: {narrow} {expected}");
+        }
+        for (weights, tolerance) in [(WeightDtype::Auto, 1e-3), (WeightDtype::F16, 1e-3), (WeightDtype::Bf16, 1e-2)] {
+            let narrow = loss(StepBench { weights, ..tiny() });
+            let d = (narrow / expected - 1.0).abs();
+            assert!(d > 0.0 && d < tolerance, "{weights:?}: {narrow} {expected}");
         }
         let generic = loss(StepBench { ops: Ops::Generic, ..tiny() });
         assert!((generic / expected - 1.0).abs() < 1e-4, "{generic} {expected}");

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::adamw::{AdamW, AdamWSettings};
-use crate::config::{Checkpointing, Dtype, Ops};
+use crate::config::{Checkpointing, Dtype, Ops, WeightDtype};
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients};
 use crate::network::{Network, Text, tensor};
@@ -32,8 +32,10 @@ pub struct StepVerification<'a> {
     pub learning_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Number type of the base.
+    /// Number type in which the base computes.
     pub dtype: Dtype,
+    /// How its frozen weights are kept.
+    pub weights: WeightDtype,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Which implementation of the operations.
@@ -67,7 +69,8 @@ impl StepVerification<'_> {
     fn run_here(self, mut progress: impl FnMut(u64, u64)) -> Result<Verified, TrainError> {
         let device = self.device.open()?;
         let _session = DeviceSession::start(&device, false);
-        let base = Base::open(self.base, self.prediction, self.dtype.into(), &device)?;
+        let types = self.weights.number_types(self.dtype, self.ops, device.is_cpu())?;
+        let base = Base::open(self.base, self.prediction, types, &device)?;
         let batches = Batches::open(self.batch)?;
         let adapter = Adapter::read(self.adapter)?;
         let network = Network::with_adapter(&base, &adapter, self.checkpointing.into())?;

@@ -2,26 +2,39 @@
 //! 1e-5, each gradient 1e-4, each loss 1e-5, ten times what rounding makes of these small cases.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
-use loralei_adapter::{Adapter, TensorFile};
+use loralei_adapter::{Adapter, TensorFile, TensorView, write_tensors};
 use loralei_model::DeviceChoice;
-use loralei_trainer::{BaseSource, Checkpointing, Dtype, Ops, StepVerification, Verified};
-use std::path::PathBuf;
+use loralei_trainer::{BaseSource, Checkpointing, Dtype, Ops, StepVerification, Verified, WeightDtype};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
 
 fn verify(name: &str, dtype: Dtype, checkpointing: Checkpointing, ops: Ops) -> Verified {
+    verify_base(&case(name).join("base"), name, (dtype, WeightDtype::F32), checkpointing, ops)
+}
+
+/// The case `name` on another base of its size.
+fn verify_base(
+    base: &Path,
+    name: &str,
+    (dtype, weights): (Dtype, WeightDtype),
+    checkpointing: Checkpointing,
+    ops: Ops,
+) -> Verified {
     let folder = case(name);
     let (adapter, batch) = (folder.join("adapter.safetensors"), folder.join("batch.safetensors"));
     let verification = StepVerification {
         prediction: None,
-        base: BaseSource::Folder(folder.join("base")),
+        base: BaseSource::Folder(base.to_owned()),
         adapter: &adapter,
         batch: &batch,
         learning_rate: 1e-3,
         weight_decay: 1e-2,
         dtype,
+        weights,
         checkpointing,
         device: DeviceChoice::Cpu,
         ops,
@@ -92,5 +105,61 @@ fn half_precision_bases_stay_near() {
             assert!(d < tolerance, "{dtype:?} {ops:?}: {d}");
             assert_eq!(half.gradients.len(), exact.gradients.len());
         }
+    }
+}
+
+/// A copy of a base whose weights are stored as `dtype`.
+fn stored_as(name: &str, dtype: loralei_adapter::Dtype) -> tempfile::TempDir {
+    let (from, place) = (case(name).join("base"), tempfile::tempdir().unwrap());
+    for folder in std::fs::read_dir(&from).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+        let to = place.path().join(folder.file_name().unwrap());
+        std::fs::create_dir(&to).unwrap();
+        for path in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let target = to.join(path.file_name().unwrap());
+            if path.extension().is_none_or(|extension| extension != "safetensors") {
+                std::fs::copy(&path, target).unwrap();
+                continue;
+            }
+            let file = TensorFile::open(&path).unwrap();
+            let floats = file.names().filter(|name| file.info(name).unwrap().dtype == loralei_adapter::Dtype::F32);
+            let read = |name: &str| (file.info(name).unwrap().shape.clone(), file.read_f32(name).unwrap());
+            let all: BTreeMap<String, _> = floats.map(|name| (name.to_owned(), read(name))).collect();
+            let view = |(shape, values)| TensorView::f32_stored_as(dtype, shape, values);
+            let views = all.iter().map(|(name, (shape, values))| (name.clone(), view((shape, values))));
+            write_tensors(&target, &views.collect(), &BTreeMap::new()).unwrap();
+        }
+    }
+    place
+}
+
+#[test]
+fn a_16_bit_base_kept_as_it_is_trains_as_in_f32_to_the_bit() {
+    for (name, stored) in [("sd1", loralei_adapter::Dtype::F16), ("sd2", loralei_adapter::Dtype::Bf16)] {
+        let base = stored_as(name, stored);
+        let run = |weights| verify_base(base.path(), name, (Dtype::F32, weights), Checkpointing::None, Ops::Auto);
+        let (kept, widened) = (run(WeightDtype::Auto), run(WeightDtype::F32));
+        assert_eq!(kept.losses, widened.losses, "{name}");
+        assert_eq!(numbers(&kept.prediction), numbers(&widened.prediction), "{name}");
+        for (key, gradient) in &widened.gradients {
+            assert_eq!(numbers(&kept.gradients[key]), numbers(gradient), "{name} {key}");
+        }
+    }
+}
+
+#[test]
+fn narrowed_weights_stay_near_with_both_implementations() {
+    let with =
+        |weights, ops| verify_base(&case("sd1").join("base"), "sd1", (Dtype::F32, weights), Checkpointing::None, ops);
+    let exact = with(WeightDtype::F32, Ops::Auto);
+    for (weights, ops, tolerance) in [
+        (WeightDtype::Auto, Ops::Auto, 2e-3),
+        (WeightDtype::F16, Ops::Generic, 2e-3),
+        (WeightDtype::Bf16, Ops::Auto, 2e-2),
+        (WeightDtype::Bf16, Ops::Generic, 2e-2),
+    ] {
+        let narrow = with(weights, ops);
+        let d = distance(&numbers(&narrow.prediction), &numbers(&exact.prediction));
+        // Sums in another order alone make less than 1e-6.
+        assert!(d > 1e-5 && d < tolerance, "{weights:?} {ops:?}: {d}");
     }
 }

@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 use std::io::{Write, stdout};
 
-use loralei_model::UnetConfig;
+use candle_core::{DType, Device};
 use loralei_model::ops::Pass;
-use loralei_trainer::{Checkpointing, Dtype, Event, Ops, StepBench, StepTimes, Targets, matmul_flops_per_s};
+use loralei_model::{UnetConfig, WeightType};
+use loralei_trainer::{
+    Checkpointing, Dtype, Event, Ops, StepBench, StepTimes, Targets, TrainError, matmul_flops_per_s,
+};
 use serde::Serialize;
 
 use crate::args::BenchStepArguments;
@@ -25,6 +28,8 @@ struct Figures {
     rank: usize,
     targets: &'static str,
     dtype: Dtype,
+    /// In which frozen weights are kept.
+    weights: &'static str,
     device: String,
     threads: usize,
     checkpointing: bool,
@@ -88,12 +93,13 @@ fn profile(times: &StepTimes) -> BTreeMap<&'static str, OpFigures> {
 pub(crate) fn step(arguments: &BenchStepArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     let bench = bench(arguments)?;
     let device = arguments.device.open().map_err(base::model)?;
+    let weights = kept_weights(&bench, &device)?;
     let total = Some((bench.warmup + bench.steps) as u64);
     reporter.show(&Event::PhaseStarted { name: "measuring".into(), total });
     let times = bench.run(&device, |done, _| reporter.show(&Event::PhaseProgress { done }))?;
     let peak_flops_per_s = matmul_flops_per_s(bench.dtype, &device)?;
     reporter.finish();
-    let figures = Figures::new(&bench, arguments.device.to_string(), &times, peak_flops_per_s);
+    let figures = Figures::new(&bench, (arguments.device.to_string(), weights), &times, peak_flops_per_s);
     writeln!(stdout(), "{}", serde_json::to_string(&figures)?)?;
     Ok(())
 }
@@ -112,6 +118,7 @@ fn bench(arguments: &BenchStepArguments) -> anyhow::Result<StepBench> {
         rank: arguments.rank.into(),
         targets: arguments.targets.clone(),
         dtype: arguments.dtype,
+        weights: arguments.weights,
         checkpointing: arguments.checkpointing,
         ops: arguments.ops,
         tf32: arguments.tf32,
@@ -121,8 +128,21 @@ fn bench(arguments: &BenchStepArguments) -> anyhow::Result<StepBench> {
     })
 }
 
+/// The type in which `bench` keeps frozen weights.
+fn kept_weights(bench: &StepBench, device: &Device) -> Result<&'static str, TrainError> {
+    Ok(match bench.weights.number_types(bench.dtype, bench.ops, device.is_cpu())?.weights {
+        WeightType::Half => DType::F16.as_str(),
+        WeightType::Exactly(dtype) => dtype.as_str(),
+    })
+}
+
 impl Figures {
-    fn new(bench: &StepBench, device: String, times: &StepTimes, peak_flops_per_s: f64) -> Self {
+    fn new(
+        bench: &StepBench,
+        (device, weights): (String, &'static str),
+        times: &StepTimes,
+        peak_flops_per_s: f64,
+    ) -> Self {
         let gigabytes = |bytes: Option<u64>| bytes.map(|bytes| rounded(bytes as f64 / 1e9));
         let simd = doctor::simd().into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
         Self {
@@ -134,6 +154,7 @@ impl Figures {
             rank: bench.rank,
             targets: if bench.targets == Targets::Full { "full" } else { "attention" },
             dtype: bench.dtype,
+            weights,
             device,
             threads: rayon::current_num_threads(),
             checkpointing: bench.checkpointing == Checkpointing::Block,
@@ -193,11 +214,13 @@ mod tests {
             peak_resident_bytes: Some(2_500_000_000),
             peak_device_bytes: None,
         };
-        let object = serde_json::to_value(Figures::new(&bench, "cpu".into(), &times, 3e9)).unwrap();
+        let object = serde_json::to_value(Figures::new(&bench, ("cpu".into(), "f16"), &times, 3e9)).unwrap();
         for name in ["kind", "latent", "steps", "warmup", "rank", "targets", "device", "threads", "channels_last"] {
             assert!(object.get(name).is_some(), "{name}");
         }
         assert_eq!((&object["dtype"], &object["checkpointing"]), (&"bf16".into(), &true.into()));
+        assert_eq!(kept_weights(&bench, &Device::Cpu).unwrap(), "f16");
+        assert_eq!(kept_weights(&parsed(&["--weights", "f32"]).unwrap(), &Device::Cpu).unwrap(), "f32");
         assert_eq!((&object["step_s_min"], &object["step_s_median"]), (&0.25.into(), &0.5.into()));
         assert_eq!((&object["images_per_s"], &object["gflop_per_s"]), (&4.0.into(), &2.0.into()));
         assert_eq!((&object["peak_gb"], &object["peak_device_gb"]), (&2.5.into(), &serde_json::Value::Null));

@@ -37,7 +37,8 @@ fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::R
     let device = arguments.device.open().map_err(model)?;
     let _session = DeviceSession::start(&device, false);
     let dtype = arguments.dtype.unwrap_or_else(|| Dtype::usual(arguments.device));
-    let base = Base::open(source, arguments.base.prediction, dtype.into(), &device).map_err(model)?;
+    let types = arguments.weights.number_types(dtype, arguments.ops, device.is_cpu()).map_err(TrainError::from)?;
+    let base = Base::open(source, arguments.base.prediction, types, &device).map_err(model)?;
     let noise =
         arguments.latents.as_deref().map(|path| GivenNoise::read(path, &base, cells.cells.len())).transpose()?;
     let size_px = match (&noise, arguments.size) {

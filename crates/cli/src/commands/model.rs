@@ -5,7 +5,7 @@ use std::io::{Write, stdout};
 
 use candle_core::{DType, Device};
 use loralei_model::{Base, BaseDescription, Prediction, TrainingSize, convert as convert_base};
-use loralei_trainer::{BaseChoice, Dtype, Event};
+use loralei_trainer::{BaseChoice, Dtype, Event, MemorySwitch};
 use serde::Serialize;
 
 use crate::args::{ModelConvertArguments, ModelInfoArguments};
@@ -46,8 +46,10 @@ struct Training {
     size_px: usize,
     batch_size: usize,
     rank: usize,
-    /// By number type and checkpointing.
+    /// By number type and checkpointing, with weights of 16 bits as `model.weights = "auto"` has them.
     bytes: BTreeMap<String, u64>,
+    /// What would take less than the default, f32 without checkpointing.
+    less: Vec<MemorySwitch>,
 }
 
 pub(crate) fn info(arguments: &ModelInfoArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
@@ -64,18 +66,21 @@ impl Info {
         let size_px = arguments.size_px.unwrap_or(found.native_size_px);
         base.check_size(size_px, size_px).map_err(model)?;
         let (batch_size, rank) = (arguments.batch_size.max(1), arguments.rank.max(1));
+        let size = TrainingSize {
+            width_px: size_px,
+            height_px: size_px,
+            text_encoder: false,
+            batch_size,
+            rank,
+            recompute: false,
+            bytes_per_weight: 2,
+            bytes_per_number: 4,
+        };
+        let less = MemorySwitch::of(&found, size, true);
         let mut bytes = BTreeMap::new();
         for (dtype, bytes_per_number) in [("f32", 4), ("bf16", 2)] {
             for (name, recompute) in [("", false), (" with recompute", true)] {
-                let size = TrainingSize {
-                    width_px: size_px,
-                    height_px: size_px,
-                    text_encoder: false,
-                    batch_size,
-                    rank,
-                    recompute,
-                    bytes_per_number,
-                };
+                let size = TrainingSize { recompute, bytes_per_number, ..size };
                 bytes.insert(format!("{dtype}{name}"), found.training_bytes(size));
             }
         }
@@ -99,7 +104,7 @@ impl Info {
             text_positions: found.text_positions,
             num_parameters: parts.iter().map(|part| part.num_parameters).sum(),
             parts,
-            training: Training { size_px, batch_size, rank, bytes },
+            training: Training { size_px, batch_size, rank, bytes, less },
         })
     }
 
@@ -123,11 +128,14 @@ impl Info {
             let millions = part.num_parameters as f64 / 1e6;
             lines.push((part.name.to_owned(), format!("{millions:.2} M parameters, {}", part.dtypes.join(" and "))));
         }
-        let Training { size_px, batch_size, rank, bytes } = &self.training;
+        let Training { size_px, batch_size, rank, bytes, less } = &self.training;
         let gigabytes = |bytes: &u64| *bytes as f64 / 1e9;
         let estimates: Vec<String> = bytes.iter().map(|(name, b)| format!("{:.2} GB {name}", gigabytes(b))).collect();
         let settings = format!("{size_px} px, batch {batch_size}, rank {rank}");
         lines.push(("training".to_owned(), format!("about {} ({settings})", estimates.join(", "))));
+        if !less.is_empty() {
+            lines.push(("less".to_owned(), format!("with {}", MemorySwitch::list(less))));
+        }
         let lines: Vec<String> = lines.into_iter().map(|(name, text)| format!("{name:<14} {text}\n")).collect();
         lines.concat()
     }

@@ -2,14 +2,17 @@
 
 use std::io::{Write, stdout};
 
-use loralei_model::{OpCheck, check_ops, op_tolerance};
-use loralei_trainer::{BaseChoice, Event, StepVerification, TrainError};
+use loralei_model::{DeviceChoice, OpCheck, check_ops, op_tolerance};
+use loralei_trainer::{BaseChoice, Event, StepVerification, TrainError, WeightDtype};
 
 use crate::args::{VerifyOpsArguments, VerifyStepArguments};
 use crate::commands::base;
 use crate::report::Reporter;
 
 pub(crate) fn step(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
+    // What is held against another program has the numbers of the file.
+    let on_cpu = arguments.device == DeviceChoice::Cpu;
+    let usual = if on_cpu { WeightDtype::F32 } else { WeightDtype::Auto };
     let verification = StepVerification {
         base: base::source(&BaseChoice::from(arguments.base.base.as_str()), reporter)?,
         prediction: arguments.base.prediction,
@@ -18,6 +21,7 @@ pub(crate) fn step(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> 
         learning_rate: arguments.learning_rate,
         weight_decay: arguments.weight_decay,
         dtype: arguments.dtype,
+        weights: arguments.weights.unwrap_or(usual),
         device: arguments.device,
         ops: arguments.ops,
         checkpointing: arguments.checkpointing,

@@ -2,6 +2,7 @@
 
 use super::rows::Starts;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Numbers as they are kept.
 #[derive(Clone, Copy)]
@@ -27,6 +28,29 @@ impl<T> Stored<'_, T> {
             Self::F16(x) => Self::F16(&x[first..]),
             Self::Bf16(x) => Self::Bf16(&x[first..]),
         }
+    }
+}
+
+impl<T> Stored<'_, T> {
+    fn fetch(&self, numbers: Range<usize>) {
+        match self {
+            Self::Wide(x) => fetch_lines(&x[numbers]),
+            Self::F16(x) => fetch_lines(&x[numbers]),
+            Self::Bf16(x) => fetch_lines(&x[numbers]),
+        }
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+#[allow(unsafe_code)]
+fn fetch_lines<T>(numbers: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..size_of_val(numbers)).step_by(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, inside of the slice; every processor of this architecture has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(numbers.as_ptr().cast::<i8>().add(line)) };
     }
 }
 
@@ -71,5 +95,15 @@ impl<'a, T> Columns<'a, T> {
     /// Where row `row` of the stored matrix starts, unless it is padding.
     pub(super) fn start(&self, row: usize) -> Option<usize> {
         (!self.starts.is_padding(row)).then(|| self.starts.of(row))
+    }
+
+    /// Asks the memory for part `of` of `parts` of the numbers `block` x `cols`, which will be wanted soon: a weight is read
+    /// once a pass, in pieces too short for the processor to see where they lead.
+    pub(super) fn fetch(&self, block: &Range<usize>, cols: &Range<usize>, part: usize, parts: usize) {
+        let (rows, along) = if self.along == Along::K { (cols, block) } else { (block, cols) };
+        let of = |part: usize| rows.start + part * rows.len() / parts;
+        for start in (of(part)..of(part + 1)).filter_map(|row| self.start(row)) {
+            self.stored.fetch(start + along.start..start + along.end);
+        }
     }
 }

@@ -25,7 +25,7 @@ pub(crate) use rows::{PADDING, Rows, Starts};
 use gathered::Gathered;
 use instructions::Instructions;
 use kernel::{Start, Tile};
-use panel::Panel;
+use panel::Panels;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -108,6 +108,7 @@ fn product_on<T: Kernel>(
     for term in terms {
         assert!(term.rows.fit(m, term.k) && term.columns.fit(n, term.k), "a term of {m} x {} x {n}", term.k);
     }
+    assert!(terms.iter().any(|term| term.k > 0), "a product of nothing");
     if let Initial::Bias(bias) = initial {
         assert_eq!(bias.len(), n, "bias");
     }
@@ -182,40 +183,43 @@ impl<T: Kernel> Job<'_, T> {
     #[allow(unsafe_code)]
     unsafe fn run(&self, rows: Range<usize>, cols: Range<usize>) {
         let mut gathered = Gathered::new(self.instructions, rows.len());
-        let mut panel = Panel::new(self.instructions, self.width);
+        let mut panels = Panels::new(self.instructions, self.width, cols.len());
         let mut initial = self.initial;
-        let nothing = self.terms.iter().all(|term| term.k == 0).then_some(0..0);
-        for term in self.terms {
-            for block in nothing.clone().into_iter().chain(blocks(term.k)) {
-                gathered.gather(&term.rows, rows.clone(), block.clone());
-                for first in cols.clone().step_by(self.width) {
-                    let cols = first..cols.end.min(first + self.width);
-                    panel.fill(&term.columns, block.clone(), cols.clone());
-                    // SAFETY: as this function's.
-                    unsafe { self.pass(&gathered, &panel, initial, rows.clone(), cols) };
+        let parts = cols.len().div_ceil(self.width);
+        let mut steps = self.terms.iter().flat_map(|term| blocks(term.k).map(move |block| (term, block))).peekable();
+        while let Some((term, block)) = steps.next() {
+            gathered.gather(&term.rows, rows.clone(), block.clone());
+            panels.fill(&term.columns, block, cols.clone());
+            for i in 0..parts {
+                if let Some((term, block)) = steps.peek() {
+                    term.columns.fetch(block, &cols, i, parts);
                 }
-                initial = Initial::Out;
+                // SAFETY: as this function's.
+                unsafe { self.pass(&gathered, &panels, i, initial, rows.clone(), cols.start + i * self.width) };
             }
+            initial = Initial::Out;
         }
     }
 
-    /// One block of `k` for all `rows`, tile by tile.
+    /// One block of `k` of a panel for all `rows`, tile by tile.
     ///
     /// # Safety
-    /// As of [`Self::run`]; `cols` are the panel's.
+    /// As of [`Self::run`]; `first_col` is the panel's.
     #[allow(unsafe_code)]
     unsafe fn pass(
         &self,
         gathered: &Gathered<T>,
-        panel: &Panel<T>,
+        panels: &Panels<T>,
+        panel: usize,
         initial: Initial<T>,
         rows: Range<usize>,
-        cols: Range<usize>,
+        first_col: usize,
     ) {
+        let (panel, panel_width, cols) = panels.panel(panel);
         let start = match initial {
             Initial::Zero => Start::Zero,
             Initial::Out => Start::Out,
-            Initial::Bias(bias) => Start::Bias(bias[cols.clone()].as_ptr()),
+            Initial::Bias(bias) => Start::Bias(bias[first_col..first_col + cols].as_ptr()),
         };
         let tiles = rows.len().div_ceil(T::most_rows(self.instructions));
         let mut out = [std::ptr::null_mut(); kernel::HIGHEST];
@@ -226,15 +230,15 @@ impl<T: Kernel> Job<'_, T> {
             }
             for (out, row) in out.iter_mut().zip(tile.clone()) {
                 // SAFETY: `starts` was checked to lie in the result.
-                *out = unsafe { self.out.0.add(self.starts.of(rows.start + row) + cols.start) };
+                *out = unsafe { self.out.0.add(self.starts.of(rows.start + row) + first_col) };
             }
             let tile = Tile {
                 rows: gathered.row(tile.start),
                 row_stride: gathered.stride(),
                 k: gathered.k(),
-                panel: panel.numbers(),
-                panel_width: panel.width(),
-                cols: cols.len(),
+                panel,
+                panel_width,
+                cols,
                 out: &out[..tile.len()],
                 start,
             };
@@ -245,7 +249,7 @@ impl<T: Kernel> Job<'_, T> {
 }
 
 /// 0..k in blocks of the same length, but for the last.
-fn blocks(k: usize) -> impl Iterator<Item = Range<usize>> {
+fn blocks(k: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let length = k.div_ceil(k.div_ceil(BLOCK_K).max(1)).next_multiple_of(8).max(1);
     (0..k).step_by(length).map(move |start| start..k.min(start + length))
 }
