@@ -47,3 +47,17 @@ impl NumberTypes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_autoencoder_in_f32_has_narrow_weights_only_where_narrow_ones_were_asked_for() {
+        let with_f32 = |weights| NumberTypes { activations: DType::BF16, weights }.with_activations(DType::F32);
+        assert_eq!(with_f32(WeightType::Exactly(DType::BF16)), DType::F32.into()); // as on a card
+        assert_eq!(with_f32(WeightType::Exactly(DType::F16)).weights, WeightType::Exactly(DType::F16));
+        assert_eq!(with_f32(WeightType::Half).weights, WeightType::Half);
+        assert_eq!((with_f32(WeightType::Half).weight_bytes(), NumberTypes::from(DType::F32).weight_bytes()), (2, 4));
+    }
+}
