@@ -10,6 +10,7 @@ use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, 
 use super::product::{Columns, Cores, Initial, Out, PADDING, Rows, Stored, Term, product};
 use super::taps::Taps;
 use super::timing::{Pass, timed};
+use super::winograd::{self, Maps, Square, best_square};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 /// Stride and padding of a convolution, the same for both axes.
@@ -115,21 +116,38 @@ impl Frozen {
 
     /// The convolution of `x` + bias + the low-rank addition `z` (pixels, r) times `up` (out, r): (pixels, out).
     fn forward<T: Number>(&self, x: &[T], addition: Option<(&[T], &[T])>) -> Result<Vec<T>> {
-        let n = self.num_out;
+        let (n, c) = (self.num_out, self.taps.channels);
         let mut y = vec![T::default(); self.taps.output_pixels() * n];
+        let addition = addition.map(|(z, up)| {
+            let r = up.len() / n;
+            Term { rows: Rows::strided(z, r), columns: Columns::weight(Stored::Wide(up), 0, r), k: r }
+        });
         with_stored(&self.weight, |kernel| {
             with_bias(self.bias.as_ref(), |initial| {
+                if let Some((maps, square)) = self.square(c, n) {
+                    let tap = |tap| Columns::weight(kernel, tap * c, 9 * c);
+                    winograd::convolve(&mut y, x, maps, (c, n), square, initial, tap);
+                    if let Some(addition) = addition {
+                        product(Out::new(&mut y, n), Initial::Out, &[addition], Cores::All);
+                    }
+                    return Ok(());
+                }
                 let tables = self.tables();
-                let mut terms = taps_of(x, &tables, kernel, self.taps.channels);
-                terms.extend(addition.map(|(z, up)| {
-                    let r = up.len() / n;
-                    Term { rows: Rows::strided(z, r), columns: Columns::weight(Stored::Wide(up), 0, r), k: r }
-                }));
+                let mut terms = taps_of(x, &tables, kernel, c);
+                terms.extend(addition);
                 product(Out::new(&mut y, n), initial, &terms, Cores::All);
                 Ok(())
             })
         })?;
         Ok(y)
+    }
+
+    /// How to make it with fewer multiplications, where that is worth it.
+    fn square(&self, num_in: usize, num_out: usize) -> Option<(Maps, Square)> {
+        let Taps { batch, height, width, kernel, stride, pad, out_height, out_width, .. } = self.taps;
+        let maps = Maps { batch, height, width };
+        let is_same = kernel == 3 && stride == 1 && pad == 1 && (height, width) == (out_height, out_width);
+        is_same.then(|| best_square(maps, num_in, num_out)).flatten().map(|square| (maps, square))
     }
 
     /// For each tap, where its pixels start.
@@ -142,25 +160,40 @@ impl Frozen {
     fn backward<T: Number>(&self, dy: &[T], addition: Option<(&[T], &[T])>) -> Result<Vec<T>> {
         let (n, c, taps) = (self.num_out, self.taps.channels, self.taps.count());
         let inputs = self.taps.inputs_by_taps();
+        let starts = self.taps.starts(&inputs);
         let readers =
             |width: usize| -> Vec<Vec<u32>> { (0..taps).map(|tap| self.taps.readers(&inputs, tap, width)).collect() };
         let mut dx = vec![T::default(); self.taps.input_pixels() * c];
         with_stored(&self.weight, |kernel| {
-            let term = |rows, kernel, tap, k| Term { rows, columns: Columns::matrix(kernel, tap * c, taps * c), k };
-            let tables = readers(n);
-            let frozen = tables.iter().enumerate().map(|(tap, table)| term(Rows::table(dy, table), kernel, tap, n));
-            let mut terms: Vec<_> = frozen.collect();
-            let of_factors = addition.map(|(u, down)| (u, down, readers(down.len() / (taps * c))));
-            if let Some((u, down, tables)) = &of_factors {
-                let r = down.len() / (taps * c);
-                let low_rank = tables.iter().enumerate();
-                terms.extend(low_rank.map(|(tap, table)| term(Rows::table(u, table), Stored::Wide(down), tap, r)));
+            if let Some((maps, square)) = self.square(n, c) {
+                let tap = |tap| Columns::matrix(kernel, (8 - tap) * c, 9 * c);
+                winograd::convolve(&mut dx, dy, maps, (n, c), square, Initial::Zero, tap);
+            } else {
+                let tables = readers(n);
+                let terms = taps_back(dy, &tables, kernel, c);
+                product(Out::permuted(&mut dx, &starts, c), Initial::Zero, &terms, Cores::All);
             }
-            product(Out::permuted(&mut dx, &self.taps.starts(&inputs), c), Initial::Zero, &terms, Cores::All);
             Ok(())
         })?;
+        if let Some((u, down)) = addition {
+            let tables = readers(down.len() / (taps * c));
+            let terms = taps_back(u, &tables, Stored::Wide(down), c);
+            product(Out::permuted(&mut dx, &starts, c), Initial::Out, &terms, Cores::All);
+        }
         Ok(dx)
     }
+}
+
+/// The terms of the gradient of a map of `c` channels, from `dy` and a kernel (n, kh kw c).
+fn taps_back<'a, T: Number>(dy: &'a [T], tables: &'a [Vec<u32>], kernel: Stored<'a, T>, c: usize) -> Vec<Term<'a, T>> {
+    let stride = tables.len() * c;
+    let k = kernel.len() / stride;
+    let term = |(tap, table): (usize, &'a Vec<u32>)| Term {
+        rows: Rows::table(dy, table),
+        columns: Columns::matrix(kernel, tap * c, stride),
+        k,
+    };
+    tables.iter().enumerate().map(term).collect()
 }
 
 /// The terms of a convolution of `x` with a kernel (n, kh kw in).

@@ -32,6 +32,7 @@ mod shift;
 mod taps;
 mod timing;
 mod upsample;
+mod winograd;
 
 pub use activation::{Activation, activation, geglu};
 pub use attention::attention;

@@ -3,6 +3,7 @@
 //! f32 versions are branch-free polynomials, so that the compiler vectorises the loops that call them; f64 versions
 //! are the library's and serve the finite-difference checks.
 
+use pulp::Simd;
 use rayon::prelude::*;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
@@ -24,6 +25,12 @@ pub(crate) trait Real:
     + MulAssign
 {
     const ONE: Self;
+    /// What a vector register of `S` holds.
+    type Vector<S: Simd>: Copy;
+    fn vector_sum<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    fn vector_difference<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    fn vector_product<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    fn vector_of<S: Simd>(simd: S, x: Self) -> Self::Vector<S>;
     fn real(x: f64) -> Self;
     fn as_f64(self) -> f64;
     /// e^x. f32: relative error below 2e-7 on [-87, 88], clamped outside.
@@ -43,6 +50,23 @@ pub(crate) trait Real:
 
 impl Real for f32 {
     const ONE: Self = 1.0;
+    type Vector<S: Simd> = S::f32s;
+    #[inline(always)]
+    fn vector_sum<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
+        simd.add_f32s(a, b)
+    }
+    #[inline(always)]
+    fn vector_difference<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
+        simd.sub_f32s(a, b)
+    }
+    #[inline(always)]
+    fn vector_product<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
+        simd.mul_f32s(a, b)
+    }
+    #[inline(always)]
+    fn vector_of<S: Simd>(simd: S, x: f32) -> S::f32s {
+        simd.splat_f32s(x)
+    }
     #[inline(always)]
     fn real(x: f64) -> Self {
         x as f32
@@ -83,6 +107,23 @@ impl Real for f32 {
 
 impl Real for f64 {
     const ONE: Self = 1.0;
+    type Vector<S: Simd> = S::f64s;
+    #[inline(always)]
+    fn vector_sum<S: Simd>(simd: S, a: S::f64s, b: S::f64s) -> S::f64s {
+        simd.add_f64s(a, b)
+    }
+    #[inline(always)]
+    fn vector_difference<S: Simd>(simd: S, a: S::f64s, b: S::f64s) -> S::f64s {
+        simd.sub_f64s(a, b)
+    }
+    #[inline(always)]
+    fn vector_product<S: Simd>(simd: S, a: S::f64s, b: S::f64s) -> S::f64s {
+        simd.mul_f64s(a, b)
+    }
+    #[inline(always)]
+    fn vector_of<S: Simd>(simd: S, x: f64) -> S::f64s {
+        simd.splat_f64s(x)
+    }
     fn real(x: f64) -> Self {
         x
     }

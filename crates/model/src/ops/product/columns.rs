@@ -14,7 +14,7 @@ pub(crate) enum Stored<'a, T> {
 }
 
 impl<T> Stored<'_, T> {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Wide(x) => x.len(),
             Self::F16(x) => x.len(),
@@ -47,10 +47,14 @@ const LINE: usize = 64;
 #[allow(unsafe_code)]
 fn fetch_lines<T>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in (0..size_of_val(numbers)).step_by(LINE) {
+    {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint, inside of the slice; every processor of this architecture has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(numbers.as_ptr().cast::<i8>().add(line)) };
+        let Range { start, end } = numbers.as_ptr_range();
+        let first_line = start.map_addr(|address| address / LINE * LINE);
+        for line in (0..end.addr() - first_line.addr()).step_by(LINE) {
+            // SAFETY: a hint, never an access; every processor of this architecture has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(first_line.cast::<i8>().wrapping_add(line)) };
+        }
     }
 }
 
@@ -99,7 +103,7 @@ impl<'a, T> Columns<'a, T> {
 
     /// Asks the memory for part `of` of `parts` of the numbers `block` x `cols`, which will be wanted soon: a weight is read
     /// once a pass, in pieces too short for the processor to see where they lead.
-    pub(super) fn fetch(&self, block: &Range<usize>, cols: &Range<usize>, part: usize, parts: usize) {
+    pub(crate) fn fetch(&self, block: &Range<usize>, cols: &Range<usize>, part: usize, parts: usize) {
         let (rows, along) = if self.along == Along::K { (cols, block) } else { (block, cols) };
         let of = |part: usize| rows.start + part * rows.len() / parts;
         for start in (of(part)..of(part + 1)).filter_map(|row| self.start(row)) {

@@ -13,7 +13,7 @@ use half::{bf16, f16};
 /// Columns of the widest panel.
 pub(super) const WIDEST: usize = 32;
 /// Rows of the highest tile.
-pub(super) const HIGHEST: usize = 12;
+pub(crate) const HIGHEST: usize = 12;
 /// What the numbers of a tile start from.
 #[derive(Clone, Copy)]
 pub(crate) enum Start<T> {
@@ -27,17 +27,17 @@ pub(crate) enum Start<T> {
 /// out (rows, cols) = start + rows (rows, k) panel (k, cols).
 pub(crate) struct Tile<'a, T> {
     /// As many rows as `out` has, at most [`Kernel::most_rows`], of `k` numbers.
-    pub(super) rows: *const T,
+    pub(crate) rows: *const T,
     /// Numbers from one row to the next.
-    pub(super) row_stride: usize,
-    pub(super) k: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) k: usize,
     /// `k` times `panel_width` numbers.
-    pub(super) panel: *const T,
-    pub(super) panel_width: usize,
+    pub(crate) panel: *const T,
+    pub(crate) panel_width: usize,
     /// Columns that are stored, at most the panel's width.
-    pub(super) cols: usize,
-    pub(super) out: &'a [*mut T],
-    pub(super) start: Start<T>,
+    pub(crate) cols: usize,
+    pub(crate) out: &'a [*mut T],
+    pub(crate) start: Start<T>,
 }
 
 /// A number type with kernels.

@@ -19,14 +19,14 @@ mod panel;
 mod rows;
 
 pub(crate) use columns::{Columns, Stored};
-pub(crate) use kernel::Kernel;
+pub(crate) use instructions::Instructions;
+pub(crate) use kernel::{HIGHEST, Kernel, Start, Tile};
+pub(crate) use panel::Panels;
 pub(crate) use rows::{PADDING, Rows, Starts};
 
 use gathered::Gathered;
-use instructions::Instructions;
-use kernel::{Start, Tile};
-use panel::Panels;
 use rayon::prelude::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// One product of a sum: `rows` (m, k) times `columns` (k, n).
@@ -116,18 +116,24 @@ fn product_on<T: Kernel>(
     let multiplications = m * n * terms.iter().map(|term| term.k).sum::<usize>();
     let alone = cores == Cores::This || multiplications < WORTH_A_THREAD;
     let cut = Cut::new(m, n.div_ceil(width), if alone { 1 } else { rayon::current_num_threads() });
-    let job = Job { instructions, out: Shared(out.numbers.as_mut_ptr()), starts: out.starts, initial, terms, width };
-    let task = |i: usize| {
+    let job = Job { instructions, out: Writable::new(out.numbers), starts: out.starts, initial, terms, width };
+    let task = |scratch: &mut (Gathered<T>, Panels<T>), i: usize| {
         let rows = i / cut.groups * cut.rows..m.min((i / cut.groups + 1) * cut.rows);
         let cols = i % cut.groups * cut.panels * width..n.min((i % cut.groups + 1) * cut.panels * width);
         // SAFETY: the assertions above; tasks are disjoint rectangles of rows that do not overlap.
         #[allow(unsafe_code)]
         unsafe {
-            job.run(rows, cols);
+            job.run(rows, cols, scratch);
         }
     };
     let tasks = 0..m.div_ceil(cut.rows) * cut.groups;
-    if alone { tasks.for_each(task) } else { tasks.into_par_iter().for_each(task) }
+    let scratch = || (Gathered::new(instructions, cut.rows), Panels::new(instructions, width, cut.panels * width));
+    if alone {
+        let mut scratch = scratch();
+        tasks.for_each(|i| task(&mut scratch, i));
+    } else {
+        tasks.into_par_iter().for_each_init(scratch, task);
+    }
 }
 
 /// How a result is cut into tasks.
@@ -161,14 +167,37 @@ impl Cut {
     }
 }
 
-struct Shared<T>(*mut T);
-// SAFETY: tasks write disjoint parts.
+/// Numbers that tasks write side by side.
+pub(crate) struct Writable<'a, T> {
+    first: *mut T,
+    count: usize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: whoever writes sees to it that no number is written by two.
 #[allow(unsafe_code)]
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for Writable<'_, T> {}
+
+impl<'a, T> Writable<'a, T> {
+    pub(crate) fn new(numbers: &'a mut [T]) -> Self {
+        Self { first: numbers.as_mut_ptr(), count: numbers.len(), borrowed: PhantomData }
+    }
+
+    /// `count` numbers from `first` on.
+    ///
+    /// # Safety
+    /// Nobody else holds any of them.
+    #[allow(unsafe_code, clippy::mut_from_ref)] // that is what it is for
+    pub(crate) unsafe fn part(&self, first: usize, count: usize) -> &mut [T] {
+        assert!(first + count <= self.count, "{count} of {} numbers from {first} on", self.count);
+        // SAFETY: they lie in the borrowed slice, and nobody else holds them.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(first), count) }
+    }
+}
 
 struct Job<'a, T> {
     instructions: Instructions,
-    out: Shared<T>,
+    out: Writable<'a, T>,
     starts: Starts<'a>,
     initial: Initial<'a, T>,
     terms: &'a [Term<'a, T>],
@@ -181,9 +210,7 @@ impl<T: Kernel> Job<'_, T> {
     /// # Safety
     /// `rows` and `cols` lie in the result, operands hold what the terms ask for, nobody else touches the rectangle.
     #[allow(unsafe_code)]
-    unsafe fn run(&self, rows: Range<usize>, cols: Range<usize>) {
-        let mut gathered = Gathered::new(self.instructions, rows.len());
-        let mut panels = Panels::new(self.instructions, self.width, cols.len());
+    unsafe fn run(&self, rows: Range<usize>, cols: Range<usize>, (gathered, panels): &mut (Gathered<T>, Panels<T>)) {
         let mut initial = self.initial;
         let parts = cols.len().div_ceil(self.width);
         let mut steps = self.terms.iter().flat_map(|term| blocks(term.k).map(move |block| (term, block))).peekable();
@@ -195,7 +222,7 @@ impl<T: Kernel> Job<'_, T> {
                     term.columns.fetch(block, &cols, i, parts);
                 }
                 // SAFETY: as this function's.
-                unsafe { self.pass(&gathered, &panels, i, initial, rows.clone(), cols.start + i * self.width) };
+                unsafe { self.pass(gathered, panels, i, initial, rows.clone(), cols.start + i * self.width) };
             }
             initial = Initial::Out;
         }
@@ -229,8 +256,8 @@ impl<T: Kernel> Job<'_, T> {
                 continue;
             }
             for (out, row) in out.iter_mut().zip(tile.clone()) {
-                // SAFETY: `starts` was checked to lie in the result.
-                *out = unsafe { self.out.0.add(self.starts.of(rows.start + row) + first_col) };
+                // SAFETY: as this function's.
+                *out = unsafe { self.out.part(self.starts.of(rows.start + row) + first_col, cols) }.as_mut_ptr();
             }
             let tile = Tile {
                 rows: gathered.row(tile.start),

@@ -9,7 +9,7 @@ use super::rows::Starts;
 use super::{BLOCK_K, Range};
 
 /// panels x k x width numbers.
-pub(super) struct Panels<T> {
+pub(crate) struct Panels<T> {
     numbers: Vec<T>,
     instructions: Instructions,
     /// Columns that a panel has room for.
@@ -23,7 +23,7 @@ const TURN_K: usize = 64;
 
 impl<T: Kernel> Panels<T> {
     /// Room for a block of `cols` columns in panels of at most `widest`.
-    pub(super) fn new(instructions: Instructions, widest: usize, cols: usize) -> Self {
+    pub(crate) fn new(instructions: Instructions, widest: usize, cols: usize) -> Self {
         let numbers = vec![T::default(); cols.next_multiple_of(widest) * BLOCK_K];
         Self { numbers, instructions, widest, cols: 0 }
     }
@@ -34,13 +34,23 @@ impl<T: Kernel> Panels<T> {
         (self.numbers[i * BLOCK_K * self.widest..].as_ptr(), self.width(cols), cols)
     }
 
+    /// All panels.
+    pub(crate) fn numbers(&self) -> &[T] {
+        &self.numbers
+    }
+
+    /// How wide the first panel is.
+    pub(crate) fn first_width(&self) -> usize {
+        self.width(self.cols.min(self.widest))
+    }
+
     /// The narrowest width that there is a kernel for.
     fn width(&self, cols: usize) -> usize {
         if cols <= self.widest / 2 { self.widest / 2 } else { self.widest }
     }
 
     /// Takes the numbers `block` x `cols` of `columns`.
-    pub(super) fn fill(&mut self, columns: &Columns<T>, block: Range<usize>, cols: Range<usize>) {
+    pub(crate) fn fill(&mut self, columns: &Columns<T>, block: Range<usize>, cols: Range<usize>) {
         self.cols = cols.len();
         match columns.along {
             Along::N => self.copy(columns, block, &cols),
