@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use loralei_model::{DeviceChoice, Layout, Prediction, SamplerKind};
-use loralei_trainer::{Checkpointing, Dtype, Ops, Targets, WeightDtype};
+use loralei_trainer::{Checkpointing, Compute, Dtype, Ops, Targets, WeightDtype};
 
 /// Trains a LoRA adapter for Stable Diffusion from a folder of images
 #[derive(Debug, Parser)]
@@ -137,6 +137,9 @@ pub(crate) struct GenerateArguments {
     /// Number type in which frozen weights are kept; auto: 16 bits on the processor
     #[arg(long, default_value = "auto", value_parser = weights())]
     pub(crate) weights: WeightDtype,
+    /// What the factors of products are rounded to; bf16 where the processor multiplies it
+    #[arg(long, default_value = "f32", value_parser = compute())]
+    pub(crate) compute: Compute,
     /// Where to compute: cpu, cuda, cuda:N, metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceChoice,
@@ -236,6 +239,9 @@ pub(crate) struct VerifyStepArguments {
     /// Number type in which frozen weights are kept [default: f32 on the processor, --dtype on a card]
     #[arg(long, value_parser = weights())]
     pub(crate) weights: Option<WeightDtype>,
+    /// What the factors of products are rounded to; bf16 where the processor multiplies it
+    #[arg(long, default_value = "f32", value_parser = compute())]
+    pub(crate) compute: Compute,
     /// Where to compute: cpu, cuda, cuda:N, metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceChoice,
@@ -298,6 +304,9 @@ pub(crate) struct BenchStepArguments {
     /// Number type in which frozen weights are kept; auto: f16 on the processor
     #[arg(long, default_value = "auto", value_parser = weights())]
     pub(crate) weights: WeightDtype,
+    /// What the factors of products are rounded to; bf16 where the processor multiplies it
+    #[arg(long, default_value = "f32", value_parser = compute())]
+    pub(crate) compute: Compute,
     /// What is kept for the backward pass
     #[arg(long, default_value = "none", value_parser = checkpointing())]
     pub(crate) checkpointing: Checkpointing,
@@ -335,6 +344,10 @@ fn dtypes() -> impl TypedValueParser<Value = Dtype> {
         "f16" => Dtype::F16,
         _ => Dtype::F32,
     })
+}
+
+fn compute() -> impl TypedValueParser<Value = Compute> {
+    PossibleValuesParser::new(["f32", "bf16"]).map(|name| if name == "bf16" { Compute::Bf16 } else { Compute::F32 })
 }
 
 fn weights() -> impl TypedValueParser<Value = WeightDtype> {

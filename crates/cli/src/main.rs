@@ -22,6 +22,7 @@ const STACK_BYTES: usize = 256 << 20;
 
 fn main() -> ExitCode {
     keep_candle_single();
+    keep_freed_memory();
     let arguments = Arguments::parse();
     let pool = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).thread_name(|i| format!("loralei-{i}"));
     if let Err(error) = pool.build_global() {
@@ -51,6 +52,23 @@ fn keep_candle_single() {
         unsafe { std::env::set_var(THREADS, "1") };
     }
 }
+
+/// A step frees what the next one asks for again: given back to the system in between, it would be cleared and mapped anew,
+/// page by page, each time. One arena, because what one thread frees another one takes.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code)]
+fn keep_freed_memory() {
+    const LARGEST_MMAP_THRESHOLD: i32 = 32 << 20;
+    // SAFETY: settings of the allocator, made while there is no other thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_freed_memory() {}
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let bars = MultiProgress::new();

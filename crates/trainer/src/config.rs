@@ -55,6 +55,10 @@ pub struct ModelConfig {
     /// `f16`, or to `bf16` in a tensor with a number beyond the range of `f16`: half the memory of `f32`. On a card, and
     /// with `ops = "generic"`, `auto` is `dtype`.
     pub weights: WeightDtype,
+    /// What the factors of products are rounded to on the processor: `f32`, nothing; or `bf16`, which processors with
+    /// AVX-512 BF16 multiply twice as fast; `weights = "auto"` is then `bf16`. Sums, norms and the LoRA factors stay
+    /// `f32`.
+    pub compute: Compute,
     /// Where the run computes: `cpu`, `cuda`, `cuda:N` for the card of that number, or `metal`.
     pub device: DeviceChoice,
     /// Which implementation of the operations computes: `auto`, our kernels where the device has some, or `generic`, the
@@ -233,6 +237,7 @@ impl Default for ModelConfig {
             prediction: None,
             dtype: None,
             weights: WeightDtype::Auto,
+            compute: Compute::F32,
             device: DeviceChoice::Cpu,
             ops: Ops::Auto,
             tf32: false,
@@ -369,6 +374,53 @@ impl WeightDtype {
             }),
             _ => Ok(types),
         }
+    }
+}
+
+/// What the factors of products are rounded to on the processor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// Nothing.
+    #[default]
+    F32,
+    /// bf16, with sums in f32.
+    Bf16,
+}
+
+impl Compute {
+    /// Runs `f` with operations that compute so.
+    pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        match self {
+            Self::F32 => f(),
+            Self::Bf16 => ops::with_bf16_products(f),
+        }
+    }
+
+    /// How `weights` are kept where products round so: what is rounded anyway is kept so.
+    #[must_use]
+    pub fn weights(self, weights: WeightDtype) -> WeightDtype {
+        if self == Self::Bf16 && weights == WeightDtype::Auto { WeightDtype::Bf16 } else { weights }
+    }
+
+    /// Whether a run with `ops`, on the processor or on a card, can.
+    ///
+    /// # Errors
+    /// bf16 where nothing of ours would multiply it.
+    pub fn check(self, ops: Ops, is_cpu: bool) -> Result<(), Violation> {
+        let (problem, hint) = match self {
+            Self::F32 => return Ok(()),
+            Self::Bf16 if !is_cpu => ("bf16 is for the processor", "on a card, set `model.dtype` to \"bf16\""),
+            Self::Bf16 if ops == Ops::Generic => {
+                ("bf16 is for our kernels", "leave `model.ops` at \"auto\", or `model.compute` at \"f32\"")
+            }
+            Self::Bf16 if !ops::multiplies_bf16() => (
+                "this processor does not multiply bf16",
+                "leave it at \"f32\"; `loralei doctor` lists avx512_bf16 where it does",
+            ),
+            Self::Bf16 => return Ok(()),
+        };
+        Err(Violation { key: "model.compute".to_string(), problem: problem.to_string(), hint: hint.to_string() })
     }
 }
 

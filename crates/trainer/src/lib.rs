@@ -58,9 +58,9 @@ pub use adamw::{AdamW, AdamWSettings, Moments};
 pub use before_after::BeforeAfter;
 pub use clip::{clip_global_norm, clip_on_device, global_norm};
 pub use config::{
-    Checkpointing, DataConfig, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig, PredictionKind,
-    PriorConfig, PriorKind, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets,
-    TextEncoderConfig, TrainConfig, UnetConfig, WeightDtype,
+    Checkpointing, Compute, DataConfig, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig,
+    PredictionKind, PriorConfig, PriorKind, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig,
+    Targets, TextEncoderConfig, TrainConfig, UnetConfig, WeightDtype,
 };
 pub use config_keys::{is_config_key, nearest_config_key};
 pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};

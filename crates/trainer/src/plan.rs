@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::adamw::AdamWSettings;
 use crate::config::{
-    Checkpointing, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, PriorConfig, PriorKind, SamplesConfig,
-    ScheduleConfig, ScheduleKind, StepsConfig, Targets, TrainConfig,
+    Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, PriorConfig, PriorKind,
+    SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets, TrainConfig,
 };
 use crate::error::{TrainError, Violation};
 use crate::learning_rate::LearningRateSchedule;
@@ -69,6 +69,8 @@ pub struct Plan {
     pub device: DeviceChoice,
     /// Which implementation of the operations.
     pub ops: Ops,
+    /// What products round to.
+    pub compute: Compute,
     /// Whether products of f32 on an NVIDIA card may be rounded.
     pub tf32: bool,
     /// The folder of images.
@@ -145,6 +147,7 @@ impl Plan {
             number_types,
             device: config.model.device,
             ops: config.model.ops,
+            compute: config.model.compute,
             tf32: config.model.tf32,
             images,
             width_px,
@@ -216,8 +219,10 @@ impl Checks {
     }
 
     fn number_types(&mut self, model: &ModelConfig) -> (Dtype, NumberTypes) {
+        self.violations.extend(model.compute.check(model.ops, model.device == DeviceChoice::Cpu).err());
         let dtype = model.dtype.unwrap_or_else(|| Dtype::usual(model.device));
-        let types = model.weights.number_types(dtype, model.ops, model.device == DeviceChoice::Cpu);
+        let types =
+            model.compute.weights(model.weights).number_types(dtype, model.ops, model.device == DeviceChoice::Cpu);
         let types = types.unwrap_or_else(|violation| {
             self.violations.push(violation);
             candle_core::DType::from(dtype).into()

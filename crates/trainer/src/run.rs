@@ -49,7 +49,8 @@ pub fn train(
     events: &mut dyn FnMut(Event),
 ) -> Result<Finished, TrainError> {
     let mut expected_bytes = None;
-    let trained = plan.ops.run(|| train_here(plan, resolved_toml, base, &mut expected_bytes, events));
+    let trained =
+        plan.ops.run(|| plan.compute.run(|| train_here(plan, resolved_toml, base, &mut expected_bytes, events)));
     trained.map_err(|error| error.or_out_of_memory(plan.device, expected_bytes))
 }
 

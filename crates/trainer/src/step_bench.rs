@@ -5,11 +5,11 @@
 
 use candle_core::{DType, Device, Tensor};
 use loralei_model::ops::OpTimes;
-use loralei_model::{DeviceSession, Draw, Purpose, UnetConfig, UnetCost, ops, peak_device_bytes};
+use loralei_model::{DeviceSession, Draw, NumberTypes, Purpose, UnetConfig, UnetCost, ops, peak_device_bytes};
 use std::time::Instant;
 
 use crate::adamw::AdamWSettings;
-use crate::config::{Checkpointing, Dtype, Ops, Targets, WeightDtype};
+use crate::config::{Checkpointing, Compute, Dtype, Ops, Targets, WeightDtype};
 use crate::error::TrainError;
 use crate::gradient_tree::GradientTree;
 use crate::memory::peak_resident_bytes;
@@ -41,6 +41,8 @@ pub struct StepBench {
     pub dtype: Dtype,
     /// How its frozen weights are kept; they count as f32 in a file.
     pub weights: WeightDtype,
+    /// What products round to.
+    pub compute: Compute,
     /// What backward keeps.
     pub checkpointing: Checkpointing,
     /// Which implementation of the operations.
@@ -99,7 +101,21 @@ impl StepBench {
     /// # Errors
     /// Sizes that do not fit the network, no memory.
     pub fn run(&self, device: &Device, mut progress: impl FnMut(u64, u64)) -> Result<StepTimes, TrainError> {
-        self.ops.run(|| self.run_here(device, &mut progress))
+        self.in_these_ops(|| self.run_here(device, &mut progress))
+    }
+
+    /// The number types of the network.
+    ///
+    /// # Errors
+    /// Types that the device does not compute in.
+    pub fn number_types(&self, device: &Device) -> Result<NumberTypes, TrainError> {
+        self.compute.check(self.ops, device.is_cpu())?;
+        Ok(self.compute.weights(self.weights).number_types(self.dtype, self.ops, device.is_cpu())?)
+    }
+
+    /// Runs `f` with the operations that are measured.
+    pub fn in_these_ops<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.ops.run(|| self.compute.run(f))
     }
 
     fn run_here(&self, device: &Device, progress: &mut dyn FnMut(u64, u64)) -> Result<StepTimes, TrainError> {
@@ -111,7 +127,7 @@ impl StepBench {
             learning_rate: LEARNING_RATE,
         };
         let dtype = self.dtype.into();
-        let types = self.weights.number_types(self.dtype, self.ops, device.is_cpu())?;
+        let types = self.number_types(device)?;
         let network = Network::random(&self.unet, &plan, types, device, self.checkpointing.into())?;
         let mut update = Update::new(&network, AdamWSettings::default(), Some(MAX_GRAD_NORM), dtype);
         let shape = (self.batch, self.unet.in_channels, self.latent, self.latent);
@@ -235,6 +251,7 @@ mod tests {
             targets: Targets::Attention,
             dtype: Dtype::F32,
             weights: WeightDtype::F32,
+            compute: Compute::F32,
             checkpointing: Checkpointing::None,
             ops: Ops::Auto,
             tf32: false,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::adamw::{AdamW, AdamWSettings};
-use crate::config::{Checkpointing, Dtype, Ops, WeightDtype};
+use crate::config::{Checkpointing, Compute, Dtype, Ops, WeightDtype};
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients};
 use crate::network::{Network, Text, tensor};
@@ -36,6 +36,8 @@ pub struct StepVerification<'a> {
     pub dtype: Dtype,
     /// How its frozen weights are kept.
     pub weights: WeightDtype,
+    /// What products round to.
+    pub compute: Compute,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Which implementation of the operations.
@@ -62,14 +64,15 @@ impl StepVerification<'_> {
     /// # Errors
     /// Files that are missing or do not fit each other.
     pub fn run(self, progress: impl FnMut(u64, u64)) -> Result<Verified, TrainError> {
-        let ops = self.ops;
-        ops.run(|| self.run_here(progress))
+        let (ops, compute) = (self.ops, self.compute);
+        ops.run(|| compute.run(|| self.run_here(progress)))
     }
 
     fn run_here(self, mut progress: impl FnMut(u64, u64)) -> Result<Verified, TrainError> {
         let device = self.device.open()?;
         let _session = DeviceSession::start(&device, false);
-        let types = self.weights.number_types(self.dtype, self.ops, device.is_cpu())?;
+        self.compute.check(self.ops, device.is_cpu())?;
+        let types = self.compute.weights(self.weights).number_types(self.dtype, self.ops, device.is_cpu())?;
         let base = Base::open(self.base, self.prediction, types, &device)?;
         let batches = Batches::open(self.batch)?;
         let adapter = Adapter::read(self.adapter)?;

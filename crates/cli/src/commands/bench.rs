@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use loralei_model::ops::Pass;
 use loralei_model::{UnetConfig, WeightType};
 use loralei_trainer::{
-    Checkpointing, Dtype, Event, Ops, StepBench, StepTimes, Targets, TrainError, matmul_flops_per_s,
+    Checkpointing, Compute, Dtype, Event, Ops, StepBench, StepTimes, Targets, TrainError, matmul_flops_per_s,
 };
 use serde::Serialize;
 
@@ -30,6 +30,8 @@ struct Figures {
     dtype: Dtype,
     /// In which frozen weights are kept.
     weights: &'static str,
+    /// What products round to.
+    compute: Compute,
     device: String,
     threads: usize,
     checkpointing: bool,
@@ -97,7 +99,7 @@ pub(crate) fn step(arguments: &BenchStepArguments, reporter: &mut Reporter) -> a
     let total = Some((bench.warmup + bench.steps) as u64);
     reporter.show(&Event::PhaseStarted { name: "measuring".into(), total });
     let times = bench.run(&device, |done, _| reporter.show(&Event::PhaseProgress { done }))?;
-    let peak_flops_per_s = matmul_flops_per_s(bench.dtype, &device)?;
+    let peak_flops_per_s = bench.in_these_ops(|| matmul_flops_per_s(bench.dtype, &device))?;
     reporter.finish();
     let figures = Figures::new(&bench, (arguments.device.to_string(), weights), &times, peak_flops_per_s);
     writeln!(stdout(), "{}", serde_json::to_string(&figures)?)?;
@@ -119,6 +121,7 @@ fn bench(arguments: &BenchStepArguments) -> anyhow::Result<StepBench> {
         targets: arguments.targets.clone(),
         dtype: arguments.dtype,
         weights: arguments.weights,
+        compute: arguments.compute,
         checkpointing: arguments.checkpointing,
         ops: arguments.ops,
         tf32: arguments.tf32,
@@ -130,7 +133,7 @@ fn bench(arguments: &BenchStepArguments) -> anyhow::Result<StepBench> {
 
 /// The type in which `bench` keeps frozen weights.
 fn kept_weights(bench: &StepBench, device: &Device) -> Result<&'static str, TrainError> {
-    Ok(match bench.weights.number_types(bench.dtype, bench.ops, device.is_cpu())?.weights {
+    Ok(match bench.number_types(device)?.weights {
         WeightType::Half => DType::F16.as_str(),
         WeightType::Exactly(dtype) => dtype.as_str(),
     })
@@ -155,6 +158,7 @@ impl Figures {
             targets: if bench.targets == Targets::Full { "full" } else { "attention" },
             dtype: bench.dtype,
             weights,
+            compute: bench.compute,
             device,
             threads: rayon::current_num_threads(),
             checkpointing: bench.checkpointing == Checkpointing::Block,

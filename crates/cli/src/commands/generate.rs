@@ -25,7 +25,7 @@ use adapters::Adapters;
 use cells::{Cell, Cells, Labels};
 
 pub(crate) fn run(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
-    arguments.ops.run(|| generate(arguments, reporter))
+    arguments.ops.run(|| arguments.compute.run(|| generate(arguments, reporter)))
 }
 
 fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
@@ -37,7 +37,12 @@ fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::R
     let device = arguments.device.open().map_err(model)?;
     let _session = DeviceSession::start(&device, false);
     let dtype = arguments.dtype.unwrap_or_else(|| Dtype::usual(arguments.device));
-    let types = arguments.weights.number_types(dtype, arguments.ops, device.is_cpu()).map_err(TrainError::from)?;
+    arguments.compute.check(arguments.ops, device.is_cpu()).map_err(TrainError::from)?;
+    let types = arguments
+        .compute
+        .weights(arguments.weights)
+        .number_types(dtype, arguments.ops, device.is_cpu())
+        .map_err(TrainError::from)?;
     let base = Base::open(source, arguments.base.prediction, types, &device).map_err(model)?;
     let noise =
         arguments.latents.as_deref().map(|path| GivenNoise::read(path, &base, cells.cells.len())).transpose()?;

@@ -22,6 +22,7 @@ pub(crate) fn step(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> 
         weight_decay: arguments.weight_decay,
         dtype: arguments.dtype,
         weights: arguments.weights.unwrap_or(usual),
+        compute: arguments.compute,
         device: arguments.device,
         ops: arguments.ops,
         checkpointing: arguments.checkpointing,

@@ -1,17 +1,19 @@
-//! Scaled dot-product attention over all heads: O = softmax(Q K^T / sqrt(d)) V, by tiles of query rows.
+//! Scaled dot-product attention over all heads: O = softmax(Q K^T / sqrt(d)) V, by tiles of queries and keys.
 //!
 //! No tokens x tokens matrix is ever kept: forward makes the scores of one tile at a time, drops them and leaves the log
-//! sum exp L of each row; backward makes them again (Dao et al. 2022, arXiv 2205.14135, without the online softmax: a tile
-//! holds whole rows, so its memory is linear in the number of keys). Backward of one tile, with P = exp(s Q K^T - L) and
-//! dP = dO V^T: dS = s P * (dP - rowsum(dO * O)); dQ = dS K; dK += dS^T Q; dV += P^T dO. Kept are q, k, v, O and L.
+//! sum exp L of each row; backward makes them again (Dao et al. 2022, arXiv 2205.14135). Backward of one tile, with
+//! P = exp(s Q K^T - L) and dP = dO V^T: dS = s P * (dP - rowsum(dO * O)); dQ += dS K; dK += dS^T Q; dV += P^T dO. Kept
+//! are q, k, v, O and L.
 
 use super::generic;
+use super::linear::transposed;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
-use super::product::{Columns, Cores, Initial, Out, Rows, Stored, Term, product};
+use super::product::{Columns, Cores, Initial, Out, Precision, Rows, Stored, Term, product};
 use super::real::{Real, maximum, sum_by, vectorized};
 use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Attention of `num_heads` heads.
@@ -43,6 +45,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, num_heads: usize, causal: b
             num_heads,
             head_size: width / num_heads,
             causal,
+            precision: Precision::of_this_thread(),
             log_sums: OnceLock::new(),
         },
     )
@@ -55,12 +58,15 @@ struct Attention {
     num_heads: usize,
     head_size: usize,
     causal: bool,
+    precision: Precision,
     /// log sum exp of the scores of each query, (b, n, l), which forward leaves for backward.
     log_sums: OnceLock<Vec<f64>>,
 }
 
-/// Scores per tile: 512 KB in f32, which stays in the second cache of one core.
-const TILE_SCORES: usize = 1 << 17;
+/// Queries of a tile.
+const TILE_QUERIES: usize = 128;
+/// Keys of a tile: its scores take 256 KB in f32, which stay in the second cache of one core.
+const TILE_KEYS: usize = 512;
 
 /// A batch item and a head.
 type Head = (usize, usize);
@@ -68,10 +74,6 @@ type Head = (usize, usize);
 impl Attention {
     fn width(&self) -> usize {
         self.num_heads * self.head_size
-    }
-
-    fn tile_rows(&self) -> usize {
-        (TILE_SCORES / self.keys).clamp(32, 192)
     }
 
     fn scale<T: Number>(&self) -> T {
@@ -83,33 +85,42 @@ impl Attention {
         &x[(b * tokens + first) * self.width() + n * self.head_size..]
     }
 
-    /// The scores of query rows `first..first + rows`, not yet scaled: (rows, keys).
-    fn scores<T: Number>(&self, q: &[T], k: &[T], head: Head, first: usize, rows: usize) -> Vec<T> {
+    /// The scores of `queries` and `keys` of a head, not yet scaled: (queries, keys).
+    fn scores<T: Number>(
+        &self,
+        scores: &mut Vec<T>,
+        q: &[T],
+        k: &[T],
+        head: Head,
+        queries: &Range<usize>,
+        keys: &Range<usize>,
+    ) {
         let (width, d) = (self.width(), self.head_size);
-        let q = Rows::strided(self.head(q, self.queries, head, first), width);
-        let k = Columns::weight(Stored::Wide(self.head(k, self.keys, head, 0)), 0, width);
-        multiplied(rows, self.keys, Term { rows: q, columns: k, k: d })
+        let q = Rows::strided(self.head(q, self.queries, head, queries.start), width);
+        let k = Columns::weight(Stored::Wide(self.head(k, self.keys, head, keys.start)), 0, width);
+        scores.resize(queries.len() * keys.len(), T::default());
+        self.multiply(scores, keys.len(), Initial::Zero, Term::new(q, k, d));
     }
 
-    /// How many keys the query in `row` sees.
-    fn visible(&self, row: usize) -> usize {
-        if self.causal { row + 1 } else { self.keys }
+    /// How many of `keys` the query in `row` sees.
+    fn visible(&self, row: usize, keys: &Range<usize>) -> usize {
+        if self.causal { (row + 1).clamp(keys.start, keys.end) - keys.start } else { keys.len() }
     }
 
     /// O (b, l, n d) and the log sum exp of the scores (b, n, l).
     fn forward<T: Number>(&self, q: &[T], k: &[T], v: &[T]) -> (Vec<T>, Vec<f64>) {
-        let (tile, tiles) = (self.tile_rows(), self.queries.div_ceil(self.tile_rows()));
+        let tiles = self.queries.div_ceil(TILE_QUERIES);
         let pieces: Vec<_> = (0..self.batch * self.num_heads * tiles)
             .into_par_iter()
-            .map(|i| {
-                let (head, first) = (self.nth_head(i / tiles), i % tiles * tile);
-                self.forward_tile(q, k, v, head, first, tile.min(self.queries - first))
+            .map_init(Vec::new, |scores, i| {
+                let queries = i % tiles * TILE_QUERIES..self.queries.min((i % tiles + 1) * TILE_QUERIES);
+                self.forward_tile(scores, q, k, v, self.nth_head(i / tiles), &queries)
             })
             .collect();
         let mut o = vec![T::default(); q.len()];
         o.par_chunks_mut(self.queries * self.width()).enumerate().for_each(|(b, o)| {
             for n in 0..self.num_heads {
-                for (i, o) in o.chunks_mut(tile * self.width()).enumerate() {
+                for (i, o) in o.chunks_mut(TILE_QUERIES * self.width()).enumerate() {
                     scatter_head(o, &pieces[(b * self.num_heads + n) * tiles + i].0, n, self.head_size, self.width());
                 }
             }
@@ -121,31 +132,42 @@ impl Attention {
         (i / self.num_heads, i % self.num_heads)
     }
 
-    /// The same for query rows `first..first + rows` of one head: (rows, d), (rows).
+    /// The same for some queries of one head: (queries, d), (queries). Each tile of keys brings a new largest score, by
+    /// which what was summed so far is corrected.
     fn forward_tile<T: Number>(
         &self,
+        scores: &mut Vec<T>,
         q: &[T],
         k: &[T],
         v: &[T],
         head: Head,
-        first: usize,
-        rows: usize,
+        queries: &Range<usize>,
     ) -> (Vec<T>, Vec<f64>) {
-        let (d, keys, scale) = (self.head_size, self.keys, self.scale::<T>());
-        let mut weights = self.scores(q, k, head, first, rows);
-        let sums: Vec<(T, T)> = weights
-            .chunks_exact_mut(keys)
-            .enumerate()
-            .map(|(row, scores)| {
-                let visible = self.visible(first + row);
+        let (d, scale) = (self.head_size, self.scale::<T>());
+        let mut o = vec![T::default(); queries.len() * d];
+        let mut sums = vec![(T::real(f64::NEG_INFINITY), T::default()); queries.len()];
+        for keys in tiles(self.keys, TILE_KEYS) {
+            if self.visible(queries.end - 1, &keys) == 0 {
+                break;
+            }
+            self.scores(scores, q, k, head, queries, &keys);
+            let rows = scores.chunks_exact_mut(keys.len()).zip(o.chunks_exact_mut(d)).zip(&mut sums);
+            for (row, ((scores, o), (top, sum))) in rows.enumerate() {
+                let visible = self.visible(queries.start + row, &keys);
                 vectorized(
                     #[inline(always)]
-                    || exponentials(scores, visible, scale),
-                )
-            })
-            .collect();
-        let v = Columns::matrix(Stored::Wide(self.head(v, keys, head, 0)), 0, self.width());
-        let mut o = multiplied(rows, d, Term { rows: Rows::strided(&weights, keys), columns: v, k: keys });
+                    || {
+                        let (new_top, new_sum) = exponentials(scores, visible, scale, *top);
+                        let correction = Real::exp(*top - new_top);
+                        o.iter_mut().for_each(|o| *o *= correction);
+                        (*top, *sum) = (new_top, *sum * correction + new_sum);
+                    },
+                );
+            }
+            let v = Columns::matrix(Stored::Wide(self.head(v, self.keys, head, keys.start)), 0, self.width());
+            let term = Term::new(Rows::strided(scores, keys.len()), v, keys.len());
+            self.multiply(&mut o, d, Initial::Out, term);
+        }
         for (o, (_, sum)) in o.chunks_exact_mut(d).zip(&sums) {
             o.iter_mut().for_each(|o| *o = *o / *sum);
         }
@@ -193,52 +215,63 @@ impl Attention {
         log_sums: &[f64],
         head: Head,
     ) -> HeadGradients<T> {
-        let (d, keys, width, scale) = (self.head_size, self.keys, self.width(), self.scale::<T>());
+        let (d, width, scale) = (self.head_size, self.width(), self.scale::<T>());
         let mut dq = vec![T::default(); self.queries * d];
-        let (mut dk, mut dv) = (vec![T::default(); keys * d], vec![T::default(); keys * d]);
-        let (k_head, v_head) = (self.head(k, keys, head, 0), self.head(v, keys, head, 0));
-        for (i, dq) in dq.chunks_mut(self.tile_rows() * d).enumerate() {
-            let (first, rows) = (i * self.tile_rows(), dq.len() / d);
-            let mut weights = self.scores(q, k, head, first, rows);
-            let [q, o, d_o] = [q, o, d_o].map(|x| self.head(x, self.queries, head, first));
-            let v_columns = Columns::weight(Stored::Wide(v_head), 0, width);
-            let mut ds = multiplied(rows, keys, Term { rows: Rows::strided(d_o, width), columns: v_columns, k: d }); // dP
-            for (row, (p, ds)) in weights.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
-                let (o, d_o) = (&o[row * width..row * width + d], &d_o[row * width..row * width + d]);
-                let (visible, log_sum) = (self.visible(first + row), T::real(log_sums[first + row]));
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        let dot = sum_by(d, |i| o[i] * d_o[i]); // rowsum(P dP)
-                        for (p, ds) in p[..visible].iter_mut().zip(&mut ds[..visible]) {
-                            *p = Real::exp(*p * scale - log_sum);
-                            *ds = *p * (*ds - dot) * scale;
-                        }
-                    },
-                );
-                p[visible..].fill(T::default());
-                ds[visible..].fill(T::default());
+        let (mut dk, mut dv) = (vec![T::default(); self.keys * d], vec![T::default(); self.keys * d]);
+        let dots: Vec<T> = (0..self.queries)
+            .map(|row| {
+                let [o, d_o] = [o, d_o].map(|x| &self.head(x, self.queries, head, row)[..d]);
+                sum_by(d, |i| o[i] * d_o[i]) // rowsum(P dP)
+            })
+            .collect();
+        let (mut weights, mut ds) = (Vec::new(), Vec::new());
+        for keys in tiles(self.keys, TILE_KEYS) {
+            // dK^T and dV^T: the long side of the scores fills whole registers.
+            let (mut dk_t, mut dv_t) = (vec![T::default(); d * keys.len()], vec![T::default(); d * keys.len()]);
+            let k_tile = self.head(k, self.keys, head, keys.start);
+            for queries in tiles(self.queries, TILE_QUERIES) {
+                self.scores(&mut weights, q, k, head, &queries, &keys);
+                self.scores(&mut ds, d_o, v, head, &queries, &keys); // dP
+                let rows = weights.chunks_exact_mut(keys.len()).zip(ds.chunks_exact_mut(keys.len()));
+                for (row, (p, ds)) in queries.clone().zip(rows) {
+                    let (visible, log_sum, dot) = (self.visible(row, &keys), T::real(log_sums[row]), dots[row]);
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            for (p, ds) in p[..visible].iter_mut().zip(&mut ds[..visible]) {
+                                *p = Real::exp(*p * scale - log_sum);
+                                *ds = *p * (*ds - dot) * scale;
+                            }
+                        },
+                    );
+                    p[visible..].fill(T::default());
+                    ds[visible..].fill(T::default());
+                }
+                let columns = |x| Columns::matrix(Stored::Wide(x), 0, keys.len());
+                let [q_t, d_o_t] =
+                    [q, d_o].map(|x| Rows::transposed(self.head(x, self.queries, head, queries.start), width));
+                // dO^T P, Q^T dS, dS K
+                self.multiply(&mut dv_t, keys.len(), Initial::Out, Term::new(d_o_t, columns(&weights), queries.len()));
+                self.multiply(&mut dk_t, keys.len(), Initial::Out, Term::new(q_t, columns(&ds), queries.len()));
+                let k_columns = Columns::matrix(Stored::Wide(k_tile), 0, width);
+                let term = Term::new(Rows::strided(&ds, keys.len()), k_columns, keys.len());
+                self.multiply(&mut dq[queries.start * d..queries.end * d], d, Initial::Out, term);
             }
-            let rows_of = |x| Columns::matrix(Stored::Wide(x), 0, width);
-            let transposed = |x| Rows::transposed(x, keys);
-            add(&mut dv, d, Term { rows: transposed(&weights), columns: rows_of(d_o), k: rows }); // P^T dO
-            add(&mut dk, d, Term { rows: transposed(&ds), columns: rows_of(q), k: rows }); // dS^T Q
-            add(dq, d, Term { rows: Rows::strided(&ds, keys), columns: rows_of(k_head), k: keys }); // dS K
+            dk[keys.start * d..keys.end * d].copy_from_slice(&transposed(&dk_t, keys.len()));
+            dv[keys.start * d..keys.end * d].copy_from_slice(&transposed(&dv_t, keys.len()));
         }
         HeadGradients { dq, dk, dv }
     }
+
+    /// One product into `out` (m, n) on this thread.
+    fn multiply<T: Number>(&self, out: &mut [T], n: usize, initial: Initial<T>, term: Term<T>) {
+        product(Out::new(out, n), initial, &[term.rounded(self.precision)], Cores::This);
+    }
 }
 
-/// One product on this thread: (m, n).
-fn multiplied<T: Number>(m: usize, n: usize, term: Term<T>) -> Vec<T> {
-    let mut out = vec![T::default(); m * n];
-    product(Out::new(&mut out, n), Initial::Zero, &[term], Cores::This);
-    out
-}
-
-/// Adds a product to `out` (m, n) on this thread.
-fn add<T: Number>(out: &mut [T], n: usize, term: Term<T>) {
-    product(Out::new(out, n), Initial::Out, &[term], Cores::This);
+/// 0..count in tiles of `length`, but for the last.
+fn tiles(count: usize, length: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(length).map(move |first| first..count.min(first + length))
 }
 
 /// Gradients of one head, each (tokens, d).
@@ -248,14 +281,17 @@ struct HeadGradients<T> {
     dv: Vec<T>,
 }
 
-/// exp(scale s - top) of the first `visible` scores, where `top` is the largest of scale s; the rest become zero. Returns
-/// `top` and the sum.
+/// exp(scale s - top) of the first `visible` scores, where `top` is the largest of scale s and of `top_so_far`; the rest
+/// become zero. Returns `top` and the sum.
 #[inline(always)]
-fn exponentials<T: Number>(scores: &mut [T], visible: usize, scale: T) -> (T, T) {
+fn exponentials<T: Number>(scores: &mut [T], visible: usize, scale: T, top_so_far: T) -> (T, T) {
     let (scores, hidden) = scores.split_at_mut(visible);
-    let top = maximum(scores) * scale;
-    scores.iter_mut().for_each(|s| *s = Real::exp(*s * scale - top));
     hidden.fill(T::default());
+    if scores.is_empty() {
+        return (top_so_far, T::default());
+    }
+    let top = top_so_far.largest(maximum(scores) * scale);
+    scores.iter_mut().for_each(|s| *s = Real::exp(*s * scale - top));
     (top, sum_by(visible, |i| scores[i]))
 }
 

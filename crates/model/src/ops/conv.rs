@@ -7,7 +7,7 @@
 use super::generic;
 use super::linear::{LoraGradients, linear, lora_linear, narrow_product, summed_over_rows, transposed, with_bias};
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
-use super::product::{Columns, Cores, Initial, Out, PADDING, Rows, Stored, Term, product};
+use super::product::{Columns, Cores, Initial, Out, PADDING, Precision, Rows, Stored, Term, product};
 use super::taps::Taps;
 use super::timing::{Pass, timed};
 use super::winograd::{self, Maps, Square, best_square};
@@ -90,6 +90,7 @@ struct Frozen {
     bias: Option<Tensor>,
     num_out: usize,
     taps: Taps,
+    precision: Precision,
 }
 
 impl Frozen {
@@ -107,7 +108,13 @@ impl Frozen {
         if xs.elem_count().max(taps.output_pixels() * num_out) >= PADDING as usize {
             bail!("a convolution of {:?} is larger than its tables can say", xs.shape());
         }
-        Ok(Self { weight: weight.detach(), bias: bias.map(Tensor::detach), num_out, taps })
+        Ok(Self {
+            weight: weight.detach(),
+            bias: bias.map(Tensor::detach),
+            num_out,
+            taps,
+            precision: Precision::of_this_thread(),
+        })
     }
 
     fn out_shape(&self) -> Shape {
@@ -120,7 +127,7 @@ impl Frozen {
         let mut y = vec![T::default(); self.taps.output_pixels() * n];
         let addition = addition.map(|(z, up)| {
             let r = up.len() / n;
-            Term { rows: Rows::strided(z, r), columns: Columns::weight(Stored::Wide(up), 0, r), k: r }
+            Term::new(Rows::strided(z, r), Columns::weight(Stored::Wide(up), 0, r), r)
         });
         with_stored(&self.weight, |kernel| {
             with_bias(self.bias.as_ref(), |initial| {
@@ -133,7 +140,7 @@ impl Frozen {
                     return Ok(());
                 }
                 let tables = self.tables();
-                let mut terms = taps_of(x, &tables, kernel, c);
+                let mut terms = taps_of(x, &tables, kernel, c, self.precision);
                 terms.extend(addition);
                 product(Out::new(&mut y, n), initial, &terms, Cores::All);
                 Ok(())
@@ -147,7 +154,7 @@ impl Frozen {
         let Taps { batch, height, width, kernel, stride, pad, out_height, out_width, .. } = self.taps;
         let maps = Maps { batch, height, width };
         let is_same = kernel == 3 && stride == 1 && pad == 1 && (height, width) == (out_height, out_width);
-        is_same.then(|| best_square(maps, num_in, num_out)).flatten().map(|square| (maps, square))
+        is_same.then(|| best_square(maps, num_in, num_out, self.precision)).flatten().map(|square| (maps, square))
     }
 
     /// For each tap, where its pixels start.
@@ -170,14 +177,14 @@ impl Frozen {
                 winograd::convolve(&mut dx, dy, maps, (n, c), square, Initial::Zero, tap);
             } else {
                 let tables = readers(n);
-                let terms = taps_back(dy, &tables, kernel, c);
+                let terms = taps_back(dy, &tables, kernel, c, self.precision);
                 product(Out::permuted(&mut dx, &starts, c), Initial::Zero, &terms, Cores::All);
             }
             Ok(())
         })?;
         if let Some((u, down)) = addition {
             let tables = readers(down.len() / (taps * c));
-            let terms = taps_back(u, &tables, Stored::Wide(down), c);
+            let terms = taps_back(u, &tables, Stored::Wide(down), c, Precision::Full);
             product(Out::permuted(&mut dx, &starts, c), Initial::Out, &terms, Cores::All);
         }
         Ok(dx)
@@ -185,13 +192,17 @@ impl Frozen {
 }
 
 /// The terms of the gradient of a map of `c` channels, from `dy` and a kernel (n, kh kw c).
-fn taps_back<'a, T: Number>(dy: &'a [T], tables: &'a [Vec<u32>], kernel: Stored<'a, T>, c: usize) -> Vec<Term<'a, T>> {
+fn taps_back<'a, T: Number>(
+    dy: &'a [T],
+    tables: &'a [Vec<u32>],
+    kernel: Stored<'a, T>,
+    c: usize,
+    precision: Precision,
+) -> Vec<Term<'a, T>> {
     let stride = tables.len() * c;
     let k = kernel.len() / stride;
-    let term = |(tap, table): (usize, &'a Vec<u32>)| Term {
-        rows: Rows::table(dy, table),
-        columns: Columns::matrix(kernel, tap * c, stride),
-        k,
+    let term = |(tap, table): (usize, &'a Vec<u32>)| {
+        Term::new(Rows::table(dy, table), Columns::matrix(kernel, tap * c, stride), k).rounded(precision)
     };
     tables.iter().enumerate().map(term).collect()
 }
@@ -202,12 +213,11 @@ fn taps_of<'a, T: Number>(
     tables: &'a [Vec<u32>],
     kernel: Stored<'a, T>,
     channels: usize,
+    precision: Precision,
 ) -> Vec<Term<'a, T>> {
     let stride = tables.len() * channels;
-    let term = |(tap, table): (usize, &'a Vec<u32>)| Term {
-        rows: Rows::table(x, table),
-        columns: Columns::weight(kernel, tap * channels, stride),
-        k: channels,
+    let term = |(tap, table): (usize, &'a Vec<u32>)| {
+        Term::new(Rows::table(x, table), Columns::weight(kernel, tap * channels, stride), channels).rounded(precision)
     };
     tables.iter().enumerate().map(term).collect()
 }
@@ -265,7 +275,7 @@ impl LoraConv {
     fn down<T: Number>(&self, x: &[T], down: &[T], tables: &[Vec<u32>]) -> Vec<T> {
         let taps = &self.frozen.taps;
         let mut z = vec![T::default(); taps.output_pixels() * self.rank];
-        let terms = taps_of(x, tables, Stored::Wide(down), taps.channels);
+        let terms = taps_of(x, tables, Stored::Wide(down), taps.channels, Precision::Full);
         product(Out::new(&mut z, self.rank), Initial::Zero, &terms, Cores::All);
         let scale = T::real(self.scale);
         z.iter_mut().for_each(|z| *z *= scale);
@@ -289,7 +299,7 @@ impl LoraConv {
         for (tap, table) in tables.iter().enumerate() {
             let mut of_tap = vec![T::default(); r * taps.channels]; // u^T x of the pixels that the tap reads
             let (rows, columns) = (Rows::transposed(&u, r), Columns::table(x, table));
-            let terms = [Term { rows, columns, k: table.len() }];
+            let terms = [Term::new(rows, columns, table.len())];
             product(Out::new(&mut of_tap, taps.channels), Initial::Zero, &terms, Cores::All);
             let d_down = d_down.iter_mut().skip(tap).step_by(taps.count());
             d_down.zip(&of_tap).for_each(|(d_down, of_tap)| *d_down = *of_tap);

@@ -5,7 +5,7 @@
 
 use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
-use super::product::{Columns, Cores, Initial, Out, Rows, Stored, Term, product};
+use super::product::{Columns, Cores, Initial, Out, Precision, Rows, Stored, Term, product};
 use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
@@ -55,6 +55,7 @@ struct Frozen {
     bias: Option<Tensor>,
     num_in: usize,
     num_out: usize,
+    precision: Precision,
 }
 
 impl Frozen {
@@ -63,7 +64,13 @@ impl Frozen {
         if xs.dims().last() != Some(&num_in) {
             bail!("a linear layer of {num_in} inputs was given {:?}", xs.shape());
         }
-        Ok(Self { weight: weight.detach(), bias: bias.map(Tensor::detach), num_in, num_out })
+        Ok(Self {
+            weight: weight.detach(),
+            bias: bias.map(Tensor::detach),
+            num_in,
+            num_out,
+            precision: Precision::of_this_thread(),
+        })
     }
 
     fn out_shape(&self, layout: &Layout) -> Shape {
@@ -79,10 +86,10 @@ impl Frozen {
         with_stored(&self.weight, |weight| {
             with_bias(self.bias.as_ref(), |initial| {
                 let (rows, columns) = (Rows::strided(x, self.num_in), Columns::weight(weight, 0, self.num_in));
-                let mut terms = vec![Term { rows, columns, k: self.num_in }];
+                let mut terms = vec![Term::new(rows, columns, self.num_in).rounded(self.precision)];
                 terms.extend(addition.map(|(z, up)| {
                     let r = up.len() / self.num_out;
-                    Term { rows: Rows::strided(z, r), columns: Columns::weight(Stored::Wide(up), 0, r), k: r }
+                    Term::new(Rows::strided(z, r), Columns::weight(Stored::Wide(up), 0, r), r)
                 }));
                 product(Out::new(&mut y, self.num_out), initial, &terms, Cores::All);
                 Ok(())
@@ -96,11 +103,11 @@ impl Frozen {
         let mut dx = vec![T::default(); dy.len() / self.num_out * self.num_in];
         with_stored(&self.weight, |weight| {
             let (rows, columns) = (Rows::strided(dy, self.num_out), Columns::matrix(weight, 0, self.num_in));
-            let mut terms = vec![Term { rows, columns, k: self.num_out }];
+            let mut terms = vec![Term::new(rows, columns, self.num_out).rounded(self.precision)];
             terms.extend(addition.map(|(u, down)| {
                 let r = down.len() / self.num_in;
                 let columns = Columns::matrix(Stored::Wide(down), 0, self.num_in);
-                Term { rows: Rows::strided(u, r), columns, k: r }
+                Term::new(Rows::strided(u, r), columns, r)
             }));
             product(Out::new(&mut dx, self.num_in), Initial::Zero, &terms, Cores::All);
             Ok(())
@@ -120,7 +127,7 @@ pub(crate) fn with_bias<T: Number, R>(bias: Option<&Tensor>, f: impl FnOnce(Init
 /// `scale` x (m, k) times the transpose of `weight` (n, k), where n is a rank: (m, n).
 pub(crate) fn narrow_product<T: Number>(scale: T, x: &[T], columns: Columns<T>, k: usize, n: usize) -> Vec<T> {
     let mut z = vec![T::default(); x.len() / k * n];
-    let terms = [Term { rows: Rows::strided(x, k), columns, k }];
+    let terms = [Term::new(Rows::strided(x, k), columns, k)];
     product(Out::new(&mut z, n), Initial::Zero, &terms, Cores::All);
     z.iter_mut().for_each(|z| *z *= scale);
     z
@@ -130,7 +137,7 @@ pub(crate) fn narrow_product<T: Number>(scale: T, x: &[T], columns: Columns<T>, 
 pub(crate) fn summed_over_rows<T: Number>(z: &[T], r: usize, x: &[T], n: usize) -> Vec<T> {
     let mut sum = vec![T::default(); r * n];
     let columns = Columns::matrix(Stored::Wide(x), 0, n);
-    let terms = [Term { rows: Rows::transposed(z, r), columns, k: z.len() / r }];
+    let terms = [Term::new(Rows::transposed(z, r), columns, z.len() / r)];
     product(Out::new(&mut sum, n), Initial::Zero, &terms, Cores::All);
     sum
 }

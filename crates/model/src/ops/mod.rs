@@ -41,6 +41,7 @@ pub use generic::without_kernels;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, lora_linear};
+pub use product::{multiplies_bf16, with_bf16_products};
 pub(crate) use recompute::turned_off;
 pub use recompute::{Segment, is_recording, recompute, without_graph};
 pub use shift::add_per_sample;

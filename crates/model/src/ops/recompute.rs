@@ -28,13 +28,18 @@ pub fn without_graph<R>(f: impl FnOnce() -> R) -> R {
 
 /// Runs `f` with a switch of this thread off, and puts it back as it was, also if `f` panics.
 pub(crate) fn turned_off<R>(switch: &'static LocalKey<Cell<bool>>, f: impl FnOnce() -> R) -> R {
+    turned(switch, false, f)
+}
+
+/// The same, on or off.
+pub(crate) fn turned<R>(switch: &'static LocalKey<Cell<bool>>, on: bool, f: impl FnOnce() -> R) -> R {
     struct Restore(&'static LocalKey<Cell<bool>>, bool);
     impl Drop for Restore {
         fn drop(&mut self) {
             self.0.set(self.1);
         }
     }
-    let _restore = Restore(switch, switch.replace(false));
+    let _restore = Restore(switch, switch.replace(on));
     f()
 }
 

@@ -10,7 +10,7 @@
 mod points;
 mod transform;
 
-use super::product::{Columns, Initial, Instructions, Kernel, Panels, Start, Tile, Writable};
+use super::product::{Columns, Initial, Instructions, Kernel, Panels, Precision, Start, Tile, Writable};
 use points::{Four, Points, Two};
 use rayon::prelude::*;
 use std::array::from_fn;
@@ -44,8 +44,10 @@ const TAP_COST: usize = 3;
 
 /// The way with the least work for each pair of an input and an output channel, if it is not the plain sum; none where
 /// channels do not fill registers.
-pub(crate) fn best_square(maps: Maps, num_in: usize, num_out: usize) -> Option<Square> {
-    let plain = 9 * (maps.batch * maps.height * maps.width + TAP_COST);
+pub(crate) fn best_square(maps: Maps, num_in: usize, num_out: usize, precision: Precision) -> Option<Square> {
+    // Squares are always multiplied in full, because their transformation would make more of the rounding.
+    let speed = if precision == Precision::Bf16 { 2 } else { 1 };
+    let plain = 9 * (maps.batch * maps.height * maps.width / speed + TAP_COST);
     let of = |edge: usize| (edge + 2) * (edge + 2) * (maps.squares(edge) + 2 * TAP_COST);
     let (two, four) = (of(2), of(4));
     if !num_in.is_multiple_of(CHANNELS) || !num_out.is_multiple_of(CHANNELS) || plain <= two.min(four) {
@@ -90,16 +92,11 @@ struct Convolution<'a, T> {
 }
 
 /// What a thread works in: the taps of a block as they are and transformed, and the products.
+#[derive(Default)]
 struct Scratch<T> {
-    taps: Option<[Panels<T>; 9]>,
+    taps: [Panels<T>; 9],
     kernel: Vec<T>,
     products: Vec<T>,
-}
-
-impl<T> Default for Scratch<T> {
-    fn default() -> Self {
-        Self { taps: None, kernel: Vec::new(), products: Vec::new() }
-    }
 }
 
 impl<T: Kernel> Convolution<'_, T> {
@@ -174,11 +171,11 @@ impl<T: Kernel> Convolution<'_, T> {
         let Scratch { taps, kernel, products } = scratch;
         products.resize(points * squares * width, T::default());
         kernel.resize(points * BLOCK_K * width, T::default());
-        let taps = taps.get_or_insert_with(|| from_fn(|_| Panels::new(instructions, width, width)));
+        taps.iter_mut().for_each(|panels| panels.make_room(instructions, width, width));
         for first in (0..self.num_in).step_by(BLOCK_K) {
             let block = first..self.num_in.min(first + BLOCK_K);
             for (panels, columns) in taps.iter_mut().zip(self.taps) {
-                panels.fill(columns, block.clone(), cols.clone());
+                panels.fill(columns, block.clone(), cols.clone(), Precision::Full);
             }
             let panel_width = taps[0].first_width();
             transform_kernel::<T, P, OUT, SPAN>(taps, kernel, block.len() * panel_width);
@@ -365,7 +362,9 @@ mod tests {
 
     #[test]
     fn the_square_follows_the_size() {
-        let of = |side, channels| best_square(Maps { batch: 1, height: side, width: side }, channels, channels);
+        let of = |side, channels| {
+            best_square(Maps { batch: 1, height: side, width: side }, channels, channels, Precision::Full)
+        };
         assert_eq!(of(64, 320), Some(Square::Four));
         assert_eq!(of(16, 640), Some(Square::Four));
         assert_eq!((of(2, 1280), of(64, 4)), (None, None));

@@ -16,12 +16,15 @@ mod gathered;
 mod instructions;
 mod kernel;
 mod panel;
+mod precision;
 mod rows;
 
 pub(crate) use columns::{Columns, Stored};
 pub(crate) use instructions::Instructions;
 pub(crate) use kernel::{HIGHEST, Kernel, Start, Tile};
 pub(crate) use panel::Panels;
+pub(crate) use precision::Precision;
+pub use precision::{multiplies_bf16, with_bf16_products};
 pub(crate) use rows::{PADDING, Rows, Starts};
 
 use gathered::Gathered;
@@ -31,9 +34,38 @@ use std::ops::Range;
 
 /// One product of a sum: `rows` (m, k) times `columns` (k, n).
 pub(crate) struct Term<'a, T> {
-    pub(crate) rows: Rows<'a, T>,
-    pub(crate) columns: Columns<'a, T>,
-    pub(crate) k: usize,
+    rows: Rows<'a, T>,
+    columns: Columns<'a, T>,
+    k: usize,
+    /// What both are rounded to. An odd k is not rounded.
+    precision: Precision,
+}
+
+impl<'a, T: Kernel> Term<'a, T> {
+    /// `rows` (m, k) times `columns` (k, n), unrounded.
+    pub(crate) fn new(rows: Rows<'a, T>, columns: Columns<'a, T>, k: usize) -> Self {
+        Self { rows, columns, k, precision: Precision::Full }
+    }
+
+    /// The same with factors rounded as `precision` says.
+    pub(crate) fn rounded(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// What both are rounded to on a processor with `instructions`.
+    fn precision(&self, instructions: Instructions) -> Precision {
+        let rounds = T::ROUNDS && instructions.multiply_bf16() && self.k.is_multiple_of(2);
+        if rounds { self.precision } else { Precision::Full }
+    }
+
+    /// 0..k in blocks of the same length, but for the last. Pairs of bf16 take as much room as one number, so that twice
+    /// as many numbers fill a block.
+    fn blocks(&self, instructions: Instructions) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let is_rounded = self.precision(instructions) == Precision::Bf16 && self.rows.k_stride == 1;
+        let (most, k) = (if is_rounded { 2 * BLOCK_K } else { BLOCK_K }, self.k);
+        let length = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(8).max(1);
+        (0..k).step_by(length).map(move |start| start..k.min(start + length))
+    }
 }
 
 /// What the sum starts from.
@@ -117,23 +149,17 @@ fn product_on<T: Kernel>(
     let alone = cores == Cores::This || multiplications < WORTH_A_THREAD;
     let cut = Cut::new(m, n.div_ceil(width), if alone { 1 } else { rayon::current_num_threads() });
     let job = Job { instructions, out: Writable::new(out.numbers), starts: out.starts, initial, terms, width };
-    let task = |scratch: &mut (Gathered<T>, Panels<T>), i: usize| {
+    let task = |i: usize| {
         let rows = i / cut.groups * cut.rows..m.min((i / cut.groups + 1) * cut.rows);
         let cols = i % cut.groups * cut.panels * width..n.min((i % cut.groups + 1) * cut.panels * width);
         // SAFETY: the assertions above; tasks are disjoint rectangles of rows that do not overlap.
         #[allow(unsafe_code)]
         unsafe {
-            job.run(rows, cols, scratch);
+            T::with_scratch(|scratch| job.run(rows, cols, scratch));
         }
     };
     let tasks = 0..m.div_ceil(cut.rows) * cut.groups;
-    let scratch = || (Gathered::new(instructions, cut.rows), Panels::new(instructions, width, cut.panels * width));
-    if alone {
-        let mut scratch = scratch();
-        tasks.for_each(|i| task(&mut scratch, i));
-    } else {
-        tasks.into_par_iter().for_each_init(scratch, task);
-    }
+    if alone { tasks.for_each(task) } else { tasks.into_par_iter().for_each(task) }
 }
 
 /// How a result is cut into tasks.
@@ -195,6 +221,13 @@ impl<'a, T> Writable<'a, T> {
     }
 }
 
+/// What a thread works in.
+#[derive(Default)]
+pub(crate) struct Scratch<T> {
+    gathered: Gathered<T>,
+    panels: Panels<T>,
+}
+
 struct Job<'a, T> {
     instructions: Instructions,
     out: Writable<'a, T>,
@@ -210,19 +243,23 @@ impl<T: Kernel> Job<'_, T> {
     /// # Safety
     /// `rows` and `cols` lie in the result, operands hold what the terms ask for, nobody else touches the rectangle.
     #[allow(unsafe_code)]
-    unsafe fn run(&self, rows: Range<usize>, cols: Range<usize>, (gathered, panels): &mut (Gathered<T>, Panels<T>)) {
+    unsafe fn run(&self, rows: Range<usize>, cols: Range<usize>, Scratch { gathered, panels }: &mut Scratch<T>) {
+        gathered.make_room(self.instructions, rows.len());
+        panels.make_room(self.instructions, self.width, cols.len());
         let mut initial = self.initial;
         let parts = cols.len().div_ceil(self.width);
-        let mut steps = self.terms.iter().flat_map(|term| blocks(term.k).map(move |block| (term, block))).peekable();
+        let of_term = |term| Term::blocks(term, self.instructions).map(move |block| (term, block));
+        let mut steps = self.terms.iter().flat_map(of_term).peekable();
         while let Some((term, block)) = steps.next() {
-            gathered.gather(&term.rows, rows.clone(), block.clone());
-            panels.fill(&term.columns, block, cols.clone());
+            let precision = term.precision(self.instructions);
+            gathered.gather(&term.rows, rows.clone(), block.clone(), precision);
+            panels.fill(&term.columns, block, cols.clone(), precision);
             for i in 0..parts {
                 if let Some((term, block)) = steps.peek() {
                     term.columns.fetch(block, &cols, i, parts);
                 }
                 // SAFETY: as this function's.
-                unsafe { self.pass(gathered, panels, i, initial, rows.clone(), cols.start + i * self.width) };
+                unsafe { self.pass(gathered, panels, i, precision, initial, rows.clone()) };
             }
             initial = Initial::Out;
         }
@@ -231,18 +268,18 @@ impl<T: Kernel> Job<'_, T> {
     /// One block of `k` of a panel for all `rows`, tile by tile.
     ///
     /// # Safety
-    /// As of [`Self::run`]; `first_col` is the panel's.
+    /// As of [`Self::run`]; gathered rows and panels are of `precision`.
     #[allow(unsafe_code)]
     unsafe fn pass(
         &self,
         gathered: &Gathered<T>,
         panels: &Panels<T>,
         panel: usize,
+        precision: Precision,
         initial: Initial<T>,
         rows: Range<usize>,
-        first_col: usize,
     ) {
-        let (panel, panel_width, cols) = panels.panel(panel);
+        let (panel, panel_width, first_col, cols) = panels.panel(panel);
         let start = match initial {
             Initial::Zero => Start::Zero,
             Initial::Out => Start::Out,
@@ -270,15 +307,14 @@ impl<T: Kernel> Job<'_, T> {
                 start,
             };
             // SAFETY: gathered rows and panel hold `k` numbers each, every out row `cols` numbers.
-            unsafe { T::tile(self.instructions, &tile) };
+            unsafe {
+                match precision {
+                    Precision::Full => T::tile(self.instructions, &tile),
+                    Precision::Bf16 => T::bf16_tile(self.instructions, &tile),
+                }
+            }
         }
     }
-}
-
-/// 0..k in blocks of the same length, but for the last.
-fn blocks(k: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    let length = k.div_ceil(k.div_ceil(BLOCK_K).max(1)).next_multiple_of(8).max(1);
-    (0..k).step_by(length).map(move |start| start..k.min(start + length))
 }
 
 #[cfg(test)]

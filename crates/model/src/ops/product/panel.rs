@@ -6,32 +6,37 @@ use super::columns::{Along, Columns, Stored};
 use super::instructions::Instructions;
 use super::kernel::{Kernel, WIDEST};
 use super::rows::Starts;
-use super::{BLOCK_K, Range};
+use super::{BLOCK_K, Precision, Range};
 
 /// panels x k x width numbers.
+#[derive(Default)]
 pub(crate) struct Panels<T> {
     numbers: Vec<T>,
     instructions: Instructions,
     /// Columns that a panel has room for.
     widest: usize,
-    /// Columns that it has, of all panels together.
-    cols: usize,
+    /// Columns of the matrix that all panels have together.
+    cols: Range<usize>,
 }
 
 /// k of one transposition: what is widened before it is turned stays in the first cache beside the panel.
 const TURN_K: usize = 64;
 
 impl<T: Kernel> Panels<T> {
-    /// Room for a block of `cols` columns in panels of at most `widest`.
-    pub(crate) fn new(instructions: Instructions, widest: usize, cols: usize) -> Self {
-        let numbers = vec![T::default(); cols.next_multiple_of(widest) * BLOCK_K];
-        Self { numbers, instructions, widest, cols: 0 }
+    /// Makes room for a block of `cols` columns in panels of at most `widest`.
+    pub(crate) fn make_room(&mut self, instructions: Instructions, widest: usize, cols: usize) {
+        (self.instructions, self.widest) = (instructions, widest);
+        let count = cols.next_multiple_of(widest) * BLOCK_K;
+        if self.numbers.len() < count {
+            self.numbers.resize(count, T::default());
+        }
     }
 
-    /// Panel `i`: where its numbers start, how wide it is, and how many of its columns are real.
-    pub(super) fn panel(&self, i: usize) -> (*const T, usize, usize) {
-        let cols = (self.cols - i * self.widest).min(self.widest);
-        (self.numbers[i * BLOCK_K * self.widest..].as_ptr(), self.width(cols), cols)
+    /// Panel `i`: where its numbers start, how wide it is, its first column and how many are real.
+    pub(super) fn panel(&self, i: usize) -> (*const T, usize, usize, usize) {
+        let first = i * self.widest;
+        let cols = (self.cols.len() - first).min(self.widest);
+        (self.numbers[first * BLOCK_K..].as_ptr(), self.width(cols), self.cols.start + first, cols)
     }
 
     /// All panels.
@@ -41,7 +46,7 @@ impl<T: Kernel> Panels<T> {
 
     /// How wide the first panel is.
     pub(crate) fn first_width(&self) -> usize {
-        self.width(self.cols.min(self.widest))
+        self.width(self.cols.len().min(self.widest))
     }
 
     /// The narrowest width that there is a kernel for.
@@ -49,22 +54,52 @@ impl<T: Kernel> Panels<T> {
         if cols <= self.widest / 2 { self.widest / 2 } else { self.widest }
     }
 
-    /// Takes the numbers `block` x `cols` of `columns`.
-    pub(crate) fn fill(&mut self, columns: &Columns<T>, block: Range<usize>, cols: Range<usize>) {
-        self.cols = cols.len();
-        match columns.along {
-            Along::N => self.copy(columns, block, &cols),
-            Along::K => {
+    /// Takes the numbers `block` x `cols` of `columns`, as they are or in pairs of bf16 along k.
+    pub(crate) fn fill(&mut self, columns: &Columns<T>, block: Range<usize>, cols: Range<usize>, precision: Precision) {
+        self.cols = cols.clone();
+        match (columns.along, precision) {
+            (Along::N, Precision::Full) => self.copy(columns, block, &cols),
+            (Along::N, Precision::Bf16) => self.copy_pairs(columns, block, &cols),
+            (Along::K, _) => {
                 for i in 0..cols.len().div_ceil(self.widest) {
                     let cols = cols.start + i * self.widest..cols.end.min(cols.start + (i + 1) * self.widest);
                     let width = self.width(cols.len());
                     let panel = &mut self.numbers[i * BLOCK_K * self.widest..][..BLOCK_K * width];
                     for first in block.clone().step_by(TURN_K) {
                         let part = first..block.end.min(first + TURN_K);
-                        let panel = &mut panel[(first - block.start) * width..][..part.len() * width];
-                        turn(self.instructions, panel, columns, part, &cols);
+                        // Two k of a pair are one row of the panel.
+                        let per_row = if precision == Precision::Bf16 { 2 } else { 1 };
+                        let at = (first - block.start) / per_row * width;
+                        let panel = &mut panel[at..][..part.len() / per_row * width];
+                        turn(self.instructions, panel, columns, part, &cols, precision);
                     }
                 }
+            }
+        }
+    }
+
+    /// Two rows at a time, into one of pairs.
+    fn copy_pairs(&mut self, columns: &Columns<T>, block: Range<usize>, cols: &Range<usize>) {
+        for k in block.clone().step_by(2) {
+            for (i, first) in cols.clone().step_by(self.widest).enumerate() {
+                let real = (cols.end - first).min(self.widest);
+                let width = self.width(real);
+                let at = i * BLOCK_K * self.widest + (k - block.start) / 2 * width;
+                let out = &mut self.numbers[at..at + width];
+                if let (Stored::Bf16(numbers), Some(one), Some(two)) =
+                    (columns.stored, columns.start(k), columns.start(k + 1))
+                {
+                    let [one, two] = [one, two].map(|start| &numbers[start + first..start + first + real]);
+                    T::interleave_bf16(self.instructions, one, two, out);
+                    continue;
+                }
+                let mut wide = [[T::default(); WIDEST]; 2];
+                for (row, k) in wide.iter_mut().zip(k..) {
+                    if let Some(start) = columns.start(k) {
+                        widen(self.instructions, columns.stored, start + first, &mut row[..real]);
+                    }
+                }
+                T::interleave(self.instructions, &wide[0][..width], &wide[1][..width], out);
             }
         }
     }
@@ -95,9 +130,29 @@ fn turn<T: Kernel>(
     columns: &Columns<T>,
     part: Range<usize>,
     cols: &Range<usize>,
+    precision: Precision,
 ) {
-    if cols.len() * part.len() < panel.len() {
+    let is_rounded = precision == Precision::Bf16;
+    let rows = if is_rounded { part.len() / 2 } else { part.len() };
+    if cols.len() * rows < panel.len() {
         panel.fill(T::default());
+    }
+    if is_rounded {
+        let mut wide = [T::default(); TURN_K];
+        let mut pairs = [T::default(); WIDEST * TURN_K / 2];
+        for (pairs, n) in pairs.chunks_exact_mut(TURN_K / 2).zip(cols.clone()) {
+            if let Some(start) = columns.start(n) {
+                if let Stored::Bf16(numbers) = columns.stored {
+                    let numbers = &numbers[start + part.start..start + part.end];
+                    T::pairs_of_bf16(numbers, &mut pairs[..rows]);
+                    continue;
+                }
+                let wide = &mut wide[..part.len()];
+                widen(instructions, columns.stored, start + part.start, wide);
+                T::pairs(instructions, wide, &mut pairs[..rows]);
+            }
+        }
+        return T::turn(instructions, &pairs, TURN_K / 2, rows, panel, cols.len());
     }
     if let (Stored::Wide(numbers), Starts::Every(stride)) = (columns.stored, columns.starts) {
         return T::turn(

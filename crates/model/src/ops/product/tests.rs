@@ -28,8 +28,7 @@ fn every_kernel_sums_terms_of_every_layout_and_number_type() {
             for kind in 0..3 {
                 let stored = [Stored::Wide(&b[..]), Stored::F16(&narrow16), Stored::Bf16(&narrow)][kind];
                 let value = |i: usize| [b[i], narrow16[i].to_f32(), narrow[i].to_f32()][kind] as f64;
-                let second =
-                    || Term { rows: Rows::strided(&a2, 5), columns: Columns::matrix(Stored::Wide(&b2), 0, n), k: 5 };
+                let second = || Term::new(Rows::strided(&a2, 5), Columns::matrix(Stored::Wide(&b2), 0, n), 5);
                 let second_value = plain(m, n, 5, |m, k| a2[m * 5 + k] as f64, |k, n_| b2[k * n + n_] as f64);
                 let with = |first: Term<f32>, first_value: Vec<f64>| {
                     let mut out = vec![f32::NAN; m * n];
@@ -41,11 +40,11 @@ fn every_kernel_sums_terms_of_every_layout_and_number_type() {
                 // Weight (n, k), rows (m, k).
                 let rows = Rows::strided(&a, k);
                 let expected = plain(m, n, k, |m, i| a[m * k + i] as f64, |i, n| value(n * k + i));
-                with(Term { rows, columns: Columns::weight(stored, 0, k), k }, expected);
+                with(Term::new(rows, Columns::weight(stored, 0, k), k), expected);
                 // Matrix (k, n), rows of a transposed (k, m).
                 let rows = Rows::transposed(&a, m);
                 let expected = plain(m, n, k, |row, i| a[i * m + row] as f64, |i, col| value(i * n + col));
-                with(Term { rows, columns: Columns::matrix(stored, 0, n), k }, expected);
+                with(Term::new(rows, Columns::matrix(stored, 0, n), k), expected);
             }
         }
     }
@@ -67,7 +66,7 @@ fn rows_and_columns_from_tables_leave_padding_out() {
     let expected = plain(m, n, k, |m, i| at(&rows, m, &a, i), |i, n| at(&ks, i, &b, n));
     for instructions in Instructions::all() {
         let mut out = vec![f32::NAN; m * n];
-        let terms = [Term { rows: Rows::table(&a, &rows), columns: Columns::table(&b, &ks), k }];
+        let terms = [Term::new(Rows::table(&a, &rows), Columns::table(&b, &ks), k)];
         product_on(instructions, Out::permuted(&mut out, &outs, n), Initial::Zero, &terms, Cores::All);
         let ordered: Vec<f32> = outs.iter().flat_map(|start| out[*start as usize..][..n].to_vec()).collect();
         close(&ordered, &expected);
@@ -80,11 +79,8 @@ fn the_cut_into_tasks_changes_no_bit() {
     let (a, b) = (draw(1, m * k), draw(2, n * k));
     let run = |cores, rows: std::ops::Range<usize>| {
         let mut out = vec![0f32; rows.len() * n];
-        let terms = [Term {
-            rows: Rows::strided(&a[rows.start * k..rows.end * k], k),
-            columns: Columns::weight(Stored::Wide(&b), 0, k),
-            k,
-        }];
+        let terms =
+            [Term::new(Rows::strided(&a[rows.start * k..rows.end * k], k), Columns::weight(Stored::Wide(&b), 0, k), k)];
         product(Out::new(&mut out, n), Initial::Zero, &terms, cores);
         out
     };
@@ -99,7 +95,7 @@ fn f64_is_summed_in_f64() {
     let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
     let (a, b) = (wide(draw(1, m * k)), wide(draw(2, n * k)));
     let mut out = vec![0f64; m * n];
-    let terms = [Term { rows: Rows::strided(&a, k), columns: Columns::weight(Stored::Wide(&b), 0, k), k }];
+    let terms = [Term::new(Rows::strided(&a, k), Columns::weight(Stored::Wide(&b), 0, k), k)];
     product(Out::new(&mut out, n), Initial::Zero, &terms, Cores::This);
     let expected = plain(m, n, k, |m, i| a[m * k + i], |i, n| b[n * k + i]);
     assert!(out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12));
