@@ -154,8 +154,12 @@ fn cases(chance: &mut Chance) -> Result<Vec<Case>> {
         ("3x3 stride 2", 3, downsample),
         ("3x3 stride 2, one-sided", 3, one_sided),
     ] {
-        all.extend(conv_cases(chance, name, kernel, geometry)?);
+        let (num_in, num_out) = (chance.size(5, 40), chance.size(5, 40));
+        all.extend(conv_cases(chance, name, kernel, geometry, (num_in, num_out))?);
     }
+    // Channels that fill registers, which our kernels multiply in another way.
+    let (num_in, num_out) = (16 * chance.size(1, 3), 16 * chance.size(1, 3));
+    all.extend(conv_cases(chance, "3x3, squares", 3, ConvGeometry::same(3), (num_in, num_out))?);
     all.extend(norm_cases(chance)?);
     all.extend(attention_cases(chance)?);
     all.extend(pointwise_cases(chance)?);
@@ -179,8 +183,14 @@ fn linear_cases(chance: &mut Chance) -> Result<Vec<Case>> {
     ])
 }
 
-fn conv_cases(chance: &mut Chance, name: &str, kernel: usize, geometry: ConvGeometry) -> Result<Vec<Case>> {
-    let ([b, h, w], num_in, num_out) = (chance.map(), chance.size(5, 40), chance.size(5, 40));
+fn conv_cases(
+    chance: &mut Chance,
+    name: &str,
+    kernel: usize,
+    geometry: ConvGeometry,
+    (num_in, num_out): (usize, usize),
+) -> Result<Vec<Case>> {
+    let [b, h, w] = chance.map();
     let rank = chance.size(2, 7);
     let x = chance.normal(&[b, h, w, num_in])?;
     let (weight, bias) = (chance.normal(&[num_out, kernel, kernel, num_in])?, chance.normal(&[num_out])?);
@@ -248,7 +258,7 @@ mod tests {
         for (dtype, seed) in [(DType::F32, 0), (DType::F32, 1), (DType::F32, 2), (DType::BF16, 3), (DType::F16, 4)] {
             let tolerance = op_tolerance(&Device::Cpu, dtype);
             let checks = check_ops(&Device::Cpu, dtype, seed).unwrap();
-            assert_eq!(checks.len(), 23);
+            assert_eq!(checks.len(), 25);
             for check in checks {
                 assert!(check.error <= tolerance, "{dtype:?} {seed}: {check:?}");
             }

@@ -121,29 +121,58 @@ fn lora_linear_matches() {
 }
 
 #[test]
+fn products_of_bf16_are_near_those_of_f32_and_not_the_same() {
+    let mut draw = Draw::new(11);
+    let f32s = |x: Tensor| x.to_dtype(DType::F32).unwrap();
+    let inputs = [draw.normal(&[2, 10, 14, 32]), draw.normal(&[3, 32]), draw.normal(&[48, 3])].map(f32s);
+    let scaled = |x: Tensor, scale: f64| f32s((x * scale).unwrap());
+    let (weight, kernel) = (scaled(draw.normal(&[48, 32]), 0.15), scaled(draw.normal(&[32, 3, 3, 48]), 0.03));
+    let projection = draw.normal(&[2, 140, 32]);
+    let op = |x: &[Tensor], weight: &Tensor, kernel: &Tensor| {
+        let y = ops::lora_linear(&x[0], &x[1], &x[2], weight, None, 0.5)?;
+        let y = ops::conv2d(&y, kernel, None, ConvGeometry::same(3))?.reshape((2, 140, 32))?;
+        ops::attention(&y, &y, &y, 2, false)
+    };
+    let (expected, expected_gradients) = run(&|x| op(x, &weight, &kernel), &inputs, &projection);
+    for stored in [DType::F32, DType::F16, DType::BF16] {
+        let (weight, kernel) = (weight.to_dtype(stored).unwrap(), kernel.to_dtype(stored).unwrap());
+        let (value, gradients) = ops::with_bf16_products(|| run(&|x| op(x, &weight, &kernel), &inputs, &projection));
+        let d = distance(&value, &expected);
+        assert!(d < 2e-2 && (d > 1e-4 || !ops::multiplies_bf16()), "{stored:?}: {d}");
+        for (ours, theirs) in gradients.iter().zip(&expected_gradients) {
+            assert!(distance(ours, theirs) < 4e-2, "{stored:?}: {}", distance(ours, theirs));
+        }
+    }
+}
+
+#[test]
 fn convolutions_match() {
     let mut draw = Draw::new(3);
     let downsample = ConvGeometry { stride: 2, pad_before: 1, pad_after: 1 };
     let vae_downsample = ConvGeometry { stride: 2, pad_before: 0, pad_after: 1 };
     let pointwise_strided = ConvGeometry { stride: 2, pad_before: 0, pad_after: 0 };
-    for (kernel, geometry) in [
-        (3, ConvGeometry::same(3)),
-        (1, ConvGeometry::same(1)),
-        (3, downsample),
-        (3, vae_downsample),
-        (1, pointwise_strided),
+    // The last two fill registers, so that they are multiplied by squares of 2x2 and of 4x4 outputs.
+    for (kernel, geometry, [h, w, num_in, num_out]) in [
+        (3, ConvGeometry::same(3), [6, 4, 5, 7]),
+        (1, ConvGeometry::same(1), [6, 4, 5, 7]),
+        (3, downsample, [6, 4, 5, 7]),
+        (3, vae_downsample, [6, 4, 5, 7]),
+        (1, pointwise_strided, [6, 4, 5, 7]),
+        (3, ConvGeometry::same(3), [4, 6, 16, 32]),
+        (3, ConvGeometry::same(3), [13, 18, 32, 16]),
     ] {
-        let inputs = [draw.normal(&[2, 6, 4, 5]), draw.normal(&[3, 5, kernel, kernel]), draw.normal(&[7, 3, 1, 1])];
-        let frozen = [draw.normal(&[7, kernel, kernel, 5]), draw.normal(&[7])];
+        let (down, up) = (draw.normal(&[3, num_in, kernel, kernel]), draw.normal(&[num_out, 3, 1, 1]));
+        let inputs = [draw.normal(&[2, h, w, num_in]), down, up];
+        let frozen = [draw.normal(&[num_out, kernel, kernel, num_in]), draw.normal(&[num_out])];
         check(
-            &format!("conv {kernel} {geometry:?}"),
+            &format!("conv {kernel} {geometry:?} of {h} x {w} x {num_in} to {num_out}"),
             &inputs[..1],
             &frozen,
             &|x| ops::conv2d(&x[0], &x[1], Some(&x[2]), geometry),
             &|x| composed::conv2d(&x[0], &x[1], Some(&x[2]), geometry),
         );
         check(
-            &format!("lora conv {kernel} {geometry:?}"),
+            &format!("lora conv {kernel} {geometry:?} of {h} x {w} x {num_in} to {num_out}"),
             &inputs,
             &frozen,
             &|x| ops::lora_conv2d(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), geometry, 0.4),

@@ -453,6 +453,21 @@ mod tests {
     }
 
     #[test]
+    fn products_of_bf16_are_refused_where_nothing_multiplies_them() {
+        let error = |sets: &[&str]| plan(sets).unwrap_err().to_string();
+        assert!(error(&["model.compute=bf16", "model.ops=generic"]).contains("our kernels"));
+        assert!(error(&["model.compute=bf16", "model.device=metal"]).contains("for the processor"));
+        let of_processor = plan(&["model.compute=bf16"]);
+        assert_eq!(of_processor.is_ok(), loralei_model::ops::multiplies_bf16());
+        if let Ok(plan) = of_processor {
+            assert_eq!(
+                (plan.compute, plan.number_types.weights),
+                (Compute::Bf16, WeightType::Exactly(candle_core::DType::BF16))
+            );
+        }
+    }
+
+    #[test]
     fn weights_are_narrow_where_our_kernels_compute_and_of_the_dtype_elsewhere() {
         let kept = |sets: &[&str]| plan(sets).unwrap().number_types.weights;
         let exactly = |dtype: Dtype| WeightType::Exactly(dtype.into());

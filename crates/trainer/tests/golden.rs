@@ -4,7 +4,7 @@
 
 use loralei_adapter::{Adapter, TensorFile, TensorView, write_tensors};
 use loralei_model::DeviceChoice;
-use loralei_trainer::{BaseSource, Checkpointing, Dtype, Ops, StepVerification, Verified, WeightDtype};
+use loralei_trainer::{BaseSource, Checkpointing, Compute, Dtype, Ops, StepVerification, Verified, WeightDtype};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +35,7 @@ fn verify_base(
         weight_decay: 1e-2,
         dtype,
         weights,
+        compute: Compute::F32,
         checkpointing,
         device: DeviceChoice::Cpu,
         ops,

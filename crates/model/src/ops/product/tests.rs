@@ -51,6 +51,37 @@ fn every_kernel_sums_terms_of_every_layout_and_number_type() {
 }
 
 #[test]
+fn terms_in_bf16_are_the_sums_of_rounded_factors() {
+    let round = |x: &[f32]| x.iter().map(|x| bf16::from_f32(*x).to_f64()).collect::<Vec<_>>();
+    for instructions in Instructions::all().filter(|instructions| instructions.multiply_bf16()) {
+        for (m, n, k) in [(1, 1, 2), (13, 33, 402), (64, 48, 390), (5, 80, 16), (30, 17, 3)] {
+            let (a, b) = (draw(1, m * k), draw(2, n * k));
+            let kept: Vec<bf16> = b.iter().map(|x| bf16::from_f32(*x)).collect();
+            // An odd k is not rounded.
+            let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+            let (x, y) = if k % 2 == 0 { (round(&a), round(&b)) } else { (wide(&a), wide(&b)) };
+            for stored in [Stored::Wide(&b[..]), Stored::Bf16(&kept)] {
+                if k % 2 == 1 && matches!(stored, Stored::Bf16(_)) {
+                    continue;
+                }
+                let with = |rows, columns, expected: Vec<f64>| {
+                    let mut out = vec![f32::NAN; m * n];
+                    let terms = [Term::new(rows, columns, k).rounded(Precision::Bf16)];
+                    product_on(instructions, Out::new(&mut out, n), Initial::Zero, &terms, Cores::All);
+                    close(&out, &expected);
+                };
+                let expected = plain(m, n, k, |m, i| x[m * k + i], |i, n| y[n * k + i]);
+                with(Rows::strided(&a, k), Columns::weight(stored, 0, k), expected);
+                let expected = plain(m, n, k, |row, i| x[i * m + row], |i, col| y[i * n + col]);
+                with(Rows::transposed(&a, m), Columns::matrix(stored, 0, n), expected);
+                let expected = plain(m, n, k, |m, i| x[m * k + i], |i, col| y[i * n + col]);
+                with(Rows::strided(&a, k), Columns::matrix(stored, 0, n), expected);
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_and_columns_from_tables_leave_padding_out() {
     let (m, n, k) = (40, 24, 30);
     let (a, b) = (draw(1, m * k), draw(2, k * n));
