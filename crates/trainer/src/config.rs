@@ -409,7 +409,6 @@ impl Compute {
     /// bf16 where nothing of ours would multiply it.
     pub fn check(self, ops: Ops, is_cpu: bool) -> Result<(), Violation> {
         let (problem, hint) = match self {
-            Self::F32 => return Ok(()),
             Self::Bf16 if !is_cpu => ("bf16 is for the processor", "on a card, set `model.dtype` to \"bf16\""),
             Self::Bf16 if ops == Ops::Generic => {
                 ("bf16 is for our kernels", "leave `model.ops` at \"auto\", or `model.compute` at \"f32\"")
@@ -418,7 +417,7 @@ impl Compute {
                 "this processor does not multiply bf16",
                 "leave it at \"f32\"; `loralei doctor` lists avx512_bf16 where it does",
             ),
-            Self::Bf16 => return Ok(()),
+            _ => return Ok(()),
         };
         Err(Violation { key: "model.compute".to_string(), problem: problem.to_string(), hint: hint.to_string() })
     }

@@ -169,7 +169,7 @@ impl Attention {
             self.multiply(&mut o, d, Initial::Out, term);
         }
         for (o, (_, sum)) in o.chunks_exact_mut(d).zip(&sums) {
-            o.iter_mut().for_each(|o| *o = *o / *sum);
+            o.iter_mut().for_each(|o| *o /= *sum);
         }
         (o, sums.into_iter().map(|(top, sum)| top.as_f64() + sum.as_f64().ln()).collect())
     }
@@ -177,14 +177,7 @@ impl Attention {
     /// (dQ, dK, dV), each contiguous; one head of one batch item is one task.
     fn backward<T: Number>(&self, q: &[T], k: &[T], v: &[T], o: &[T], d_o: &[T]) -> (Vec<T>, Vec<T>, Vec<T>) {
         let (width, d) = (self.width(), self.head_size);
-        let made;
-        let log_sums = match self.log_sums.get() {
-            Some(log_sums) => log_sums,
-            None => {
-                made = self.forward(q, k, v).1;
-                &made
-            }
-        };
+        let log_sums = self.log_sums.get_or_init(|| self.forward(q, k, v).1);
         let heads: Vec<_> = (0..self.batch * self.num_heads)
             .into_par_iter()
             .map(|i| {

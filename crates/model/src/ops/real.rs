@@ -5,7 +5,7 @@
 
 use pulp::Simd;
 use rayon::prelude::*;
-use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
+use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
 /// f32 or f64.
 pub(crate) trait Real:
@@ -23,6 +23,7 @@ pub(crate) trait Real:
     + AddAssign
     + SubAssign
     + MulAssign
+    + DivAssign
 {
     const ONE: Self;
     /// What a vector register of `S` holds.

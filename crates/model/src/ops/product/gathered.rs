@@ -7,7 +7,7 @@ use super::rows::Rows;
 use super::{BLOCK_K, Precision, Range};
 
 /// Numbers from one row to the next: an odd number of cache lines, so that rows fall on different ones.
-const STRIDE: usize = BLOCK_K + 16;
+pub(super) const STRIDE: usize = BLOCK_K + 16;
 
 /// rows x k numbers.
 #[derive(Default)]
@@ -75,10 +75,6 @@ impl<T: Kernel> Gathered<T> {
     /// `row`, counted from the task's first: [`Self::k`] numbers or pairs.
     pub(super) fn row(&self, row: usize) -> *const T {
         self.numbers[row * STRIDE..].as_ptr()
-    }
-
-    pub(super) fn stride(&self) -> usize {
-        STRIDE
     }
 
     pub(super) fn k(&self) -> usize {

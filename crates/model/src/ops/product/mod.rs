@@ -107,7 +107,7 @@ pub(crate) struct Out<'a, T> {
 impl<'a, T> Out<'a, T> {
     /// Row-major without gaps.
     pub(crate) fn new(numbers: &'a mut [T], cols: usize) -> Self {
-        let rows = if cols == 0 { 0 } else { numbers.len() / cols };
+        let rows = numbers.len().checked_div(cols).unwrap_or(0);
         Self { numbers, starts: Starts::Every(cols), rows, cols }
     }
 
@@ -132,11 +132,11 @@ fn product_on<T: Kernel>(
     terms: &[Term<T>],
     cores: Cores,
 ) {
-    let (m, n) = (out.rows, out.cols);
+    let Out { numbers, starts, rows: m, cols: n } = out;
     if m == 0 || n == 0 {
         return;
     }
-    assert!(out.starts.fit(m, n, 1, out.numbers.len()), "{m} rows of {n} in {} numbers", out.numbers.len());
+    assert!(starts.fit(m, n, 1, numbers.len()), "{m} rows of {n} in {} numbers", numbers.len());
     for term in terms {
         assert!(term.rows.fit(m, term.k) && term.columns.fit(n, term.k), "a term of {m} x {} x {n}", term.k);
     }
@@ -148,7 +148,7 @@ fn product_on<T: Kernel>(
     let multiplications = m * n * terms.iter().map(|term| term.k).sum::<usize>();
     let alone = cores == Cores::This || multiplications < WORTH_A_THREAD;
     let cut = Cut::new(m, n.div_ceil(width), if alone { 1 } else { rayon::current_num_threads() });
-    let job = Job { instructions, out: Writable::new(out.numbers), starts: out.starts, initial, terms, width };
+    let job = Job { instructions, out: Writable::new(numbers), starts, initial, terms, width };
     let task = |i: usize| {
         let rows = i / cut.groups * cut.rows..m.min((i / cut.groups + 1) * cut.rows);
         let cols = i % cut.groups * cut.panels * width..n.min((i % cut.groups + 1) * cut.panels * width);
@@ -298,7 +298,7 @@ impl<T: Kernel> Job<'_, T> {
             }
             let tile = Tile {
                 rows: gathered.row(tile.start),
-                row_stride: gathered.stride(),
+                row_stride: gathered::STRIDE,
                 k: gathered.k(),
                 panel,
                 panel_width,

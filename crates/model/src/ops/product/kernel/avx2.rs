@@ -3,10 +3,10 @@
 use super::{Start, Tile};
 use half::{bf16, f16};
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps,
-    _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-    _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    __m128i, __m256, __m256i, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_permute2f128_ps,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps,
+    _mm256_unpacklo_ps,
 };
 
 const LANES: usize = 8;
@@ -130,13 +130,13 @@ fn turned(rows: [__m256; 8]) -> [__m256; 8] {
 /// # Safety
 /// On a processor with AVX and F16C.
 #[target_feature(enable = "avx,f16c")]
-#[allow(unsafe_code)]
+#[allow(unsafe_code, clippy::cast_ptr_alignment)] // read as unaligned
 pub(super) unsafe fn widen_f16(numbers: &[f16], out: &mut [f32]) {
     let whole = numbers.len().min(out.len()) / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
         // SAFETY: eight numbers from `at` on are in both slices.
         unsafe {
-            let narrow = _mm_loadu_si128(numbers.as_ptr().add(at).cast::<__m128i>());
+            let narrow = numbers.as_ptr().add(at).cast::<__m128i>().read_unaligned();
             _mm256_storeu_ps(out.as_mut_ptr().add(at), _mm256_cvtph_ps(narrow));
         }
     }
@@ -146,13 +146,13 @@ pub(super) unsafe fn widen_f16(numbers: &[f16], out: &mut [f32]) {
 /// # Safety
 /// On a processor with AVX2.
 #[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
+#[allow(unsafe_code, clippy::cast_ptr_alignment)] // read as unaligned
 pub(super) unsafe fn widen_bf16(numbers: &[bf16], out: &mut [f32]) {
     let whole = numbers.len().min(out.len()) / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
         // SAFETY: eight numbers from `at` on are in both slices.
         unsafe {
-            let narrow = _mm_loadu_si128(numbers.as_ptr().add(at).cast::<__m128i>());
+            let narrow = numbers.as_ptr().add(at).cast::<__m128i>().read_unaligned();
             let wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16);
             _mm256_storeu_ps(out.as_mut_ptr().add(at), _mm256_castsi256_ps(wide));
         }
