@@ -181,6 +181,11 @@ impl Kernel for f32 {
 
     fn widen_f16(instructions: Instructions, numbers: &[f16], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
+        if matches!(instructions, Instructions::Avx512Bf16 | Instructions::Avx512) {
+            // SAFETY: the processor has AVX-512 F.
+            return unsafe { avx512::widen_f16(numbers, out) };
+        }
+        #[cfg(target_arch = "x86_64")]
         if instructions != Instructions::Portable {
             // SAFETY: the processor has F16C, which both of the others ask for.
             return unsafe { avx2::widen_f16(numbers, out) };

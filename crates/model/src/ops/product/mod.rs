@@ -173,23 +173,23 @@ struct Cut {
 }
 
 impl Cut {
-    /// Tasks alike in size, and several for every thread where there is enough to do.
+    /// Tasks alike in size, and several for every thread, as many for each, where there is enough to do.
     fn new(m: usize, panels: usize, threads: usize) -> Self {
-        let (mut blocks, mut groups) = (m.div_ceil(TASK_ROWS), panels.div_ceil(TASK_PANELS));
         let enough = if threads == 1 { 1 } else { 4 * threads };
-        while blocks * groups < enough {
-            if groups < panels.div_ceil(2) {
-                groups += 1;
-            } else if m.div_ceil(blocks + 1) >= FEWEST_TASK_ROWS {
-                blocks += 1;
-            } else if groups < panels {
-                groups += 1;
-            } else {
-                break;
-            }
-        }
-        let (rows, panels_each) = (m.div_ceil(blocks), panels.div_ceil(groups));
-        Self { rows, panels: panels_each, groups: panels.div_ceil(panels_each) }
+        let of = |blocks: usize, panels_each: usize| {
+            let groups = panels.div_ceil(panels_each);
+            Self { rows: m.div_ceil(blocks), panels: panels.div_ceil(groups), groups }
+        };
+        let tasks = |cut: &Self| m.div_ceil(cut.rows) * cut.groups;
+        let most_blocks = m.div_ceil(TASK_ROWS).max(m / FEWEST_TASK_ROWS);
+        let cuts = || {
+            let blocks = m.div_ceil(TASK_ROWS)..=most_blocks;
+            blocks.flat_map(|blocks| (1..=TASK_PANELS.min(panels)).rev().map(move |each| of(blocks, each)))
+        };
+        let is_even = |cut: &Self| tasks(cut).is_multiple_of(threads);
+        let plenty = |cut: &Self| tasks(cut) >= enough;
+        let best = cuts().find(|cut| plenty(cut) && is_even(cut)).or_else(|| cuts().find(plenty));
+        best.unwrap_or_else(|| of(most_blocks, 1))
     }
 }
 
