@@ -27,6 +27,10 @@ while (($#)); do
             ours+=("$1" "$2")
             case $2 in full) peer+=(--targets kohya) ;; *) peer+=(--targets "$2") ;; esac
             shift 2 ;;
+        --compute)
+            ours+=("$1" "$2")
+            [[ $2 == f32 ]] || peer+=(--dtype "$2")
+            shift 2 ;;
         --ops | --weights) ours+=("$1" "$2"); shift 2 ;;
         --tf32) ours+=("$1"); shift ;;
         --latent | --batch | --rank | --dtype | --device | --steps | --warmup) ours+=("$1" "$2"); peer+=("$1" "$2"); shift 2 ;;

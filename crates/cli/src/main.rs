@@ -58,10 +58,9 @@ fn keep_candle_single() {
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
 fn keep_freed_memory() {
-    const LARGEST_MMAP_THRESHOLD: i32 = 32 << 20;
     // SAFETY: settings of the allocator, made while there is no other thread.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD);
+        libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }

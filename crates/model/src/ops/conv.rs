@@ -5,7 +5,9 @@
 //! channels and B a 1x1 convolution. The kernel is used as it lies for both directions, so nothing of it is kept twice.
 
 use super::generic;
-use super::linear::{LoraGradients, linear, lora_linear, narrow_product, summed_over_rows, transposed, with_bias};
+use super::linear::{
+    LoraGradients, LowRank, linear, lora_linear, narrow_product, summed_over_rows, transposed, with_bias,
+};
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
 use super::product::{Columns, Cores, Initial, Out, PADDING, Precision, Rows, Stored, Term, product};
 use super::taps::Taps;
@@ -75,7 +77,7 @@ pub fn lora_conv2d(
     if !generic::has_kernel(xs) {
         return generic::lora_conv2d(xs, down, up, weight, bias, geometry, scale);
     }
-    xs.apply_op3(down, up, LoraConv { frozen, rank, scale })
+    xs.apply_op3(down, up, LoraConv { frozen, rank, scale, low_rank: LowRank::default() })
 }
 
 /// A 1x1 convolution of stride 1 is a linear layer: its kernel as (out, in).
@@ -250,6 +252,7 @@ struct LoraConv {
     frozen: Frozen,
     rank: usize,
     scale: f64,
+    low_rank: LowRank,
 }
 
 /// (r, in, kh, kw) -> (r, kh kw in): the order in which the taps of a kernel are read.
@@ -268,7 +271,9 @@ impl LoraConv {
     fn forward<T: Number>(&self, x: &[T], down: &[T], up: &[T]) -> Result<Vec<T>> {
         let down = by_taps(down, &self.frozen.taps);
         let z = self.down(x, &down, &self.frozen.tables());
-        self.frozen.forward(x, Some((&z, up)))
+        let y = self.frozen.forward(x, Some((&z, up)))?;
+        self.low_rank.keep(z);
+        Ok(y)
     }
 
     /// s times the convolution of `x` with A, `down` (r, kh kw in): (pixels, r).
@@ -294,7 +299,6 @@ impl LoraConv {
         let (n, r, s) = (*num_out, self.rank, T::real(self.scale));
         let (down, tables) = (by_taps(down, taps), self.frozen.tables());
         let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), n, r); // s dY B: (pixels, r)
-        let z = self.down(x, &down, &tables); // s A * x: (pixels, r)
         let mut d_down = vec![T::default(); down.len()];
         for (tap, table) in tables.iter().enumerate() {
             let mut of_tap = vec![T::default(); r * taps.channels]; // u^T x of the pixels that the tap reads
@@ -304,7 +308,9 @@ impl LoraConv {
             let d_down = d_down.iter_mut().skip(tap).step_by(taps.count());
             d_down.zip(&of_tap).for_each(|(d_down, of_tap)| *d_down = *of_tap);
         }
-        let d_up = transposed(&summed_over_rows(&z, r, dy, n), n); // s dY^T z: (out, r)
+        let z = || self.down(x, &down, &tables); // s A * x: (pixels, r)
+        let d_up = |z: &[T]| transposed(&summed_over_rows(z, r, dy, n), n); // s dY^T z: (out, r)
+        let d_up = self.low_rank.with(z, d_up)?;
         let dx = if x_needs_it { Some(self.frozen.backward(dy, Some((&u, &down)))?) } else { None };
         Ok((dx, d_down, d_up))
     }

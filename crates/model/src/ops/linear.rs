@@ -1,13 +1,14 @@
 //! y = x W^T + bias, with W frozen, and the same with a low-rank term: y = x W^T + bias + s (x A^T) B^T.
 //!
 //! Backward, with u = s dY B (m, r): dX = dY W + u A; dA = u^T x; dB = s dY^T (x A^T). Neither the product B A nor a
-//! gradient of W is ever formed, and nothing but x is kept (Hu et al. 2021, arXiv 2106.09685, equation 3).
+//! gradient of W is ever formed, and nothing but x and x A^T is kept (Hu et al. 2021, arXiv 2106.09685, equation 3).
 
 use super::generic;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
 use super::product::{Columns, Cores, Initial, Out, Precision, Rows, Stored, Term, product};
 use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::sync::OnceLock;
 
 /// A frozen linear layer.
 ///
@@ -46,7 +47,7 @@ pub fn lora_linear(
     if !generic::has_kernel(xs) {
         return generic::lora_linear(xs, down, up, weight, bias, scale);
     }
-    xs.apply_op3(down, up, LoraLinear { frozen, rank, scale })
+    xs.apply_op3(down, up, LoraLinear { frozen, rank, scale, low_rank: LowRank::default() })
 }
 
 /// What both operations hold: the weight, which no graph ever sees.
@@ -178,6 +179,24 @@ struct LoraLinear {
     frozen: Frozen,
     rank: usize,
     scale: f64,
+    low_rank: LowRank,
+}
+
+/// s x A^T (m, r), which forward leaves for backward: a hundredth of the activations, and as much work as the rest of what a
+/// factor adds to forward.
+#[derive(Default)]
+pub(crate) struct LowRank(OnceLock<CpuStorage>);
+
+impl LowRank {
+    /// Keeps it.
+    pub(crate) fn keep<T: Number>(&self, z: Vec<T>) {
+        self.0.get_or_init(|| T::to_cpu_storage_owned(z));
+    }
+
+    /// Calls `f` with it, or with what `make` makes if forward left none.
+    pub(crate) fn with<T: Number, R>(&self, make: impl FnOnce() -> Vec<T>, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+        Ok(f(T::cpu_storage_as_slice(self.0.get_or_init(|| T::to_cpu_storage_owned(make())))?))
+    }
 }
 
 impl LoraLinear {
@@ -185,7 +204,9 @@ impl LoraLinear {
         let (r, num_in) = (self.rank, self.frozen.num_in);
         let down = Columns::weight(Stored::Wide(down), 0, num_in);
         let z = narrow_product(T::real(self.scale), x, down, num_in, r); // s x A^T: (m, r)
-        self.frozen.forward(x, Some((&z, up)))
+        let y = self.frozen.forward(x, Some((&z, up)))?;
+        self.low_rank.keep(z);
+        Ok(y)
     }
 
     fn backward<T: Number>(
@@ -199,9 +220,10 @@ impl LoraLinear {
         let Frozen { num_in, num_out, .. } = self.frozen;
         let (r, s) = (self.rank, T::real(self.scale));
         let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), num_out, r); // s dY B: (m, r)
-        let z = narrow_product(s, x, Columns::weight(Stored::Wide(down), 0, num_in), num_in, r); // s x A^T: (m, r)
+        let z = || narrow_product(s, x, Columns::weight(Stored::Wide(down), 0, num_in), num_in, r); // s x A^T: (m, r)
         let d_down = summed_over_rows(&u, r, x, num_in); // u^T x: (r, in)
-        let d_up = transposed(&summed_over_rows(&z, r, dy, num_out), num_out); // s dY^T (x A^T): (out, r)
+        let d_up = |z: &[T]| transposed(&summed_over_rows(z, r, dy, num_out), num_out); // s dY^T (x A^T): (out, r)
+        let d_up = self.low_rank.with(z, d_up)?;
         let dx = if x_needs_it { Some(self.frozen.backward(dy, Some((&u, down)))?) } else { None };
         Ok((dx, d_down, d_up))
     }

@@ -163,7 +163,7 @@ pub(super) unsafe fn interleave(first: &[f32], second: &[f32], out: &mut [f32]) 
 ///
 /// # Safety
 /// On a processor with AVX-512 F and BW.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw")]
 #[allow(unsafe_code)]
 pub(super) unsafe fn interleave_bf16(first: &[bf16], second: &[bf16], out: &mut [f32]) {
     out.fill(0.0);
