@@ -241,17 +241,10 @@ fn broken_input_is_one_line_with_a_hint_the_right_code_and_no_file() {
 #[test]
 fn the_memory_that_is_said_before_is_what_the_run_takes() {
     let place = workplace();
-    // (settings, batch 12 so that what backward keeps is most of it)
+    // A batch so large that what backward keeps is most of it.
     for more in ["train.checkpointing=none", "train.checkpointing=block", "lora.text_encoder.targets=attention"] {
         let arguments = ["train", "--base", "emoji", "--images", "images", "--output", "run", "--set", more];
-        let settings = [
-            "model.weights=f32",
-            "data.size_px=64",
-            "train.batch_size=12",
-            "train.steps=1",
-            "lora.rank=4",
-            "data.prompt=x",
-        ];
+        let settings = ["data.size_px=64", "train.batch_size=32", "train.steps=1", "lora.rank=4", "data.prompt=x"];
         let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
         let output = loralei(place.path(), &[&arguments[..], &settings].concat());
         let said = stderr(&output);
@@ -260,7 +253,7 @@ fn the_memory_that_is_said_before_is_what_the_run_takes() {
             rest.split_whitespace().next().unwrap().parse::<f64>().unwrap()
         };
         let (expected, peak) = (figure("memory: about "), figure(", peak "));
-        assert!((expected / peak - 1.0).abs() < 0.15, "{more}: expected {expected} GB, took {peak} GB");
+        assert!((expected / peak - 1.0).abs() < 0.1, "{more}: expected {expected} GB, took {peak} GB");
     }
 }
 

@@ -97,7 +97,8 @@ impl BaseDescription {
     }
 
     /// About how many bytes training takes: the program, the weights of what trains, the factors with gradient and two
-    /// moments, and what backward reads. Captions and images are encoded before the U-Net is loaded, which takes less.
+    /// moments, what a step keeps for backward, and its gradients. Captions and images are encoded before the U-Net is loaded,
+    /// which takes less.
     pub fn training_bytes(&self, size: TrainingSize) -> u64 {
         let (unet, text) = (self.parts.first(), self.parts.iter().filter(|part| part.name == "text encoder"));
         let trained_text = text.filter(|_| size.text_encoder);
@@ -107,18 +108,22 @@ impl BaseDescription {
         };
         let weights: u64 = unet.into_iter().chain(trained_text).map(of_part).sum();
         let latents = (size.width_px / self.latent_downsampling) * (size.height_px / self.latent_downsampling);
-        let mut per_picture = kept_numbers(&self.unet, latents, self.text_positions, size.recompute);
+        let step = step_numbers(&self.unet, latents, self.text_positions);
+        let mut kept = step.kept(size.recompute);
         if size.text_encoder {
             // Norm, q, k, v, result, projection, sum; norm, two of four times the width, projection, sum.
             let of_layer = if size.recompute { 1 } else { 18 };
-            per_picture += (of_layer * self.text_layers * self.text_positions * self.text_width) as u64;
+            kept += of_layer * self.text_layers * self.text_positions * self.text_width;
         }
         let factors = attention_factors(&self.unet, size.rank);
-        PROGRAM_BYTES + weights + factors * 16 + per_picture * size.batch_size as u64 * size.bytes_per_number
+        // Operations compute 16-bit numbers in f32, what comes in and what goes out.
+        let per_picture = kept as u64 * size.bytes_per_number + step.gradients as u64 * 4;
+        PROGRAM_BYTES + weights + factors * 16 + per_picture * size.batch_size as u64
     }
 }
 
-/// The program itself and the scratch of its operations: what is resident of runs whose networks take nothing.
+/// The program itself, 40 MB in runs whose networks take next to nothing, and what is free between tensors, which the
+/// allocator keeps.
 const PROGRAM_BYTES: u64 = 60_000_000;
 
 fn part(name: &'static str, weights: &WeightFiles) -> PartDescription {
@@ -139,60 +144,102 @@ fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16)
 }
 
-/// Numbers that a training step keeps for backward, for one picture of `latents` latents under a text of `text` tokens:
-/// the outputs of the operations of every resnet and transformer, or with recompute their inputs and the insides of the
-/// largest.
-fn kept_numbers(config: &UnetConfig, latents: usize, text: usize, recompute: bool) -> u64 {
+/// Numbers of a training step for one picture of `latents` latents under a text of `text` tokens.
+///
+/// Kept for backward is the output of every operation, since the graph holds an operation's inputs whether its backward reads
+/// them or not. With recompute it is what lies between the units, and the inside of the largest.
+fn step_numbers(config: &UnetConfig, latents: usize, text: usize) -> StepNumbers {
     let channels = &config.block_out_channels;
     let last = channels.len() - 1;
-    let mut kept = Kept::default();
+    let mut numbers = StepNumbers::default();
     for (level, &c) in channels.iter().enumerate() {
         let (tokens, layers) = (latents >> (2 * level), config.layers_per_block.at(level));
         let (above, below) = (channels[level.saturating_sub(1)], channels[(level + 1).min(last)]);
         let depth = config.transformer_layers_per_block.at(level);
-        let mut block = |inputs: usize, resnet: usize| {
-            kept.add(tokens * inputs, resnet);
+        let skips = (layers + 1) * tokens * c; // whose gradients wait
+        let mut block = |resnet: Unit| {
+            numbers.add(resnet, skips);
             if config.down_block_types[level] == "CrossAttnDownBlock2D" {
-                kept.add(tokens * c, transformer(tokens, c, text, depth));
+                numbers.add(transformer(tokens, c, text, depth), skips);
             }
         };
         for layer in 0..layers {
-            let inputs = if layer == 0 { above } else { c };
-            // Norm of the input, convolution, time, norm, convolution, sum; a shortcut where the width changes.
-            block(inputs, tokens * (inputs + 5 * c + if inputs == c { 0 } else { c }));
+            block(resnet(tokens, if layer == 0 { above } else { c }, 0, c));
         }
         for layer in 0..=layers {
-            let inputs = if layer == 0 { below } else { c } + if layer == layers { above } else { c };
-            // The joined map and its norm, then as above with a shortcut.
-            block(inputs, tokens * (2 * inputs + 6 * c));
+            let (hidden, skip) = (if layer == 0 { below } else { c }, if layer == layers { above } else { c });
+            block(resnet(tokens, hidden, skip, c));
         }
-        // Gradients of the skips, and the upsampled map with its convolution.
-        kept.sum += (layers + 1) * tokens * c + if level > 0 { 8 * tokens * c } else { 0 };
+        // The input of the way down: of `conv_in`, or halved from the level above.
+        numbers.between += tokens * above;
+        // The upsampled map and its convolution.
+        numbers.between += if level > 0 { 8 * tokens * c } else { 0 };
     }
     let (tokens, c) = (latents >> (2 * last), channels[last]);
-    let depth = config.transformer_layers_per_block.at(last);
-    kept.add(3 * tokens * c, 12 * tokens * c + transformer(tokens, c, text, depth));
-    (if recompute { kept.inputs + kept.largest } else { kept.sum }) as u64
+    if config.mid_block_type.is_some() {
+        numbers.add(resnet(tokens, c, 0, c), 0);
+        numbers.add(transformer(tokens, c, text, config.transformer_layers_per_block.at(last)), 0);
+        numbers.add(resnet(tokens, c, 0, c), 0);
+    }
+    numbers.between += latents * channels[0]; // the last norm
+    numbers
+}
+
+/// What a unit of recompute holds.
+#[derive(Clone, Copy)]
+struct Unit {
+    /// Outputs of its operations, the last one included.
+    outputs: usize,
+    output: usize,
+    /// The gradients that are there together where they are most.
+    gradients: usize,
+}
+
+/// Norm, convolution, time, norm, convolution, sum; a shortcut where the width changes; first, with a skip, the joined map.
+/// Gradients are most where the two of its input are summed: both, their sum, and the one that the second was made of.
+fn resnet(tokens: usize, hidden: usize, skip: usize, c: usize) -> Unit {
+    let inputs = hidden + skip;
+    let joined = if skip > 0 { inputs } else { 0 };
+    let shortcut = if inputs == c { 0 } else { c };
+    Unit { outputs: tokens * (joined + inputs + 5 * c + shortcut), output: tokens * c, gradients: tokens * 4 * inputs }
 }
 
 /// Norm, projection in and out, sum; in each layer two attentions of norm, q, k, v, result, projection and sum, of which
-/// one has k and v of the text, and a feed-forward of norm, 8, 4, 1 and sum.
-fn transformer(tokens: usize, c: usize, text: usize, depth: usize) -> usize {
-    (4 + 27 * depth) * tokens * c + 2 * depth * text * c
+/// one has k and v of the text, and a feed-forward of norm, 8, 4, 1 and sum. Gradients are most at the gate: 4 come in, 8
+/// go out and are added to zeros, which makes 8 more; one goes past.
+fn transformer(tokens: usize, c: usize, text: usize, depth: usize) -> Unit {
+    let outputs = (4 + 27 * depth) * tokens * c + 2 * depth * text * c;
+    Unit { outputs, output: tokens * c, gradients: 21 * tokens * c }
 }
 
+/// Numbers of a step.
 #[derive(Default)]
-struct Kept {
-    sum: usize,
-    inputs: usize,
+struct StepNumbers {
+    /// Outputs of all operations inside of units.
+    inside: usize,
+    /// Of these, outputs of units.
+    unit_outputs: usize,
+    /// What the largest unit holds while it is computed again: outputs of its operations, its input once more, as a variable,
+    /// and the gradient of its output.
     largest: usize,
+    /// Outputs of operations between units.
+    between: usize,
+    /// Gradients, where they are most.
+    gradients: usize,
 }
 
-impl Kept {
-    fn add(&mut self, inputs: usize, inside: usize) {
-        self.sum += inside;
-        self.inputs += inputs;
-        self.largest = self.largest.max(inside);
+impl StepNumbers {
+    /// `waiting`: gradients of others, while the unit's are made.
+    fn add(&mut self, unit: Unit, waiting: usize) {
+        self.inside += unit.outputs;
+        self.unit_outputs += unit.output;
+        self.largest = self.largest.max(unit.outputs + 2 * unit.output);
+        self.gradients = self.gradients.max(unit.gradients + waiting);
+    }
+
+    /// Numbers that are kept for backward.
+    fn kept(&self, recompute: bool) -> usize {
+        self.between + if recompute { self.unit_outputs + self.largest } else { self.inside }
     }
 }
 
