@@ -31,8 +31,8 @@ fn main() -> Result<()> {
             .without_plots()
             .sample_size(10)
             .nresamples(2_000)
-            .warm_up_time(Duration::from_millis(200))
-            .measurement_time(Duration::from_millis(700))
+            .warm_up_time(Duration::from_millis(100))
+            .measurement_time(Duration::from_millis(500))
             .configure_from_args();
         linear_layers(&mut criterion)?;
         convolutions(&mut criterion)?;
