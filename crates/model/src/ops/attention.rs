@@ -64,9 +64,9 @@ struct Attention {
 }
 
 /// Queries of a tile.
-const TILE_QUERIES: usize = 128;
+const TILE_QUERIES: usize = 256;
 /// Keys of a tile: its scores take 256 KB in f32, which stay in the second cache of one core.
-const TILE_KEYS: usize = 512;
+const TILE_KEYS: usize = 256;
 
 /// A batch item and a head.
 type Head = (usize, usize);

@@ -88,7 +88,7 @@ pub(crate) enum Cores {
 /// Numbers of one block of `k`: a panel of 32 columns has 20 KB, which leaves the first cache room for the rows.
 const BLOCK_K: usize = 160;
 /// Rows of one task, at most: enough to pay for bringing the panel in order, few enough for the second cache.
-const TASK_ROWS: usize = 256;
+const TASK_ROWS: usize = 512;
 /// Panels of one task, at most: enough to pay for gathering the rows.
 const TASK_PANELS: usize = 8;
 /// Rows of one task, at least.
