@@ -193,7 +193,18 @@ impl Frozen {
     }
 }
 
-/// The terms of the gradient of a map of `c` channels, from `dy` and a kernel (n, kh kw c).
+/// The terms of a convolution of `x` with a kernel (n, kh kw c): (k = c).
+fn taps_of<'a, T: Number>(
+    x: &'a [T],
+    tables: &'a [Vec<u32>],
+    kernel: Stored<'a, T>,
+    c: usize,
+    precision: Precision,
+) -> Vec<Term<'a, T>> {
+    by_tap(x, tables, c, precision, |tap| Columns::weight(kernel, tap * c, tables.len() * c))
+}
+
+/// The terms of the gradient of a map of `c` channels, from `dy` and a kernel (n, kh kw c): (k = n).
 fn taps_back<'a, T: Number>(
     dy: &'a [T],
     tables: &'a [Vec<u32>],
@@ -202,25 +213,19 @@ fn taps_back<'a, T: Number>(
     precision: Precision,
 ) -> Vec<Term<'a, T>> {
     let stride = tables.len() * c;
-    let k = kernel.len() / stride;
-    let term = |(tap, table): (usize, &'a Vec<u32>)| {
-        Term::new(Rows::table(dy, table), Columns::matrix(kernel, tap * c, stride), k).rounded(precision)
-    };
-    tables.iter().enumerate().map(term).collect()
+    by_tap(dy, tables, kernel.len() / stride, precision, |tap| Columns::matrix(kernel, tap * c, stride))
 }
 
-/// The terms of a convolution of `x` with a kernel (n, kh kw in).
-fn taps_of<'a, T: Number>(
+/// A term for each tap: the rows that its table finds in `x`, times its columns.
+fn by_tap<'a, T: Number>(
     x: &'a [T],
     tables: &'a [Vec<u32>],
-    kernel: Stored<'a, T>,
-    channels: usize,
+    k: usize,
     precision: Precision,
+    columns: impl Fn(usize) -> Columns<'a, T>,
 ) -> Vec<Term<'a, T>> {
-    let stride = tables.len() * channels;
-    let term = |(tap, table): (usize, &'a Vec<u32>)| {
-        Term::new(Rows::table(x, table), Columns::weight(kernel, tap * channels, stride), channels).rounded(precision)
-    };
+    let term =
+        |(tap, table): (usize, &'a Vec<u32>)| Term::new(Rows::table(x, table), columns(tap), k).rounded(precision);
     tables.iter().enumerate().map(term).collect()
 }
 

@@ -39,7 +39,8 @@ impl Maps {
     }
 }
 
-/// What bringing one tap of a kernel in order costs, in multiplications of sixteen lanes: measured.
+/// What bringing one tap of a kernel in order costs, in multiplications of sixteen lanes: an estimate from its
+/// instructions, which decides only the speed.
 const TAP_COST: usize = 3;
 
 /// The way with the least work for each pair of an input and an output channel, if it is not the plain sum; none where
@@ -56,8 +57,8 @@ pub(crate) fn best_square(maps: Maps, num_in: usize, num_out: usize, precision: 
     Some(if four < two { Square::Four } else { Square::Two })
 }
 
-/// The convolution of `x` (b, h, w, in) padded by one, and what `initial` says, into `y` (b, h, w, out). `kernel` gives the tap (3 ky +
-/// kx) as a matrix of `num_in` x `num_out`.
+/// The convolution of `x` (b, h, w, in) padded by one, and the bias that `initial` may be, into `y` (b, h, w, out). `kernel`
+/// gives the tap (3 ky + kx) as a matrix of `num_in` x `num_out`.
 pub(crate) fn convolve<'a, T: Kernel>(
     y: &mut [T],
     x: &[T],
@@ -68,7 +69,11 @@ pub(crate) fn convolve<'a, T: Kernel>(
     kernel: impl Fn(usize) -> Columns<'a, T>,
 ) {
     let taps: [Columns<T>; 9] = from_fn(kernel);
-    let bias = if let Initial::Bias(bias) = initial { Some(bias) } else { None };
+    let bias = match initial {
+        Initial::Zero => None,
+        Initial::Bias(bias) => Some(bias),
+        Initial::Out => unreachable!("squares are written, not added"),
+    };
     let convolution = Convolution { maps, num_in, num_out, bias, taps: &taps };
     match square {
         Square::Two => convolution.run::<Two, 2, 4>(x, y),
