@@ -232,7 +232,7 @@ impl Attention {
                         #[inline(always)]
                         || {
                             for (p, ds) in p[..visible].iter_mut().zip(&mut ds[..visible]) {
-                                *p = Real::exp(*p * scale - log_sum);
+                                *p = Real::exp(p.times_plus(scale, -log_sum));
                                 *ds = *p * (*ds - dot) * scale;
                             }
                         },
@@ -284,7 +284,7 @@ fn exponentials<T: Number>(scores: &mut [T], visible: usize, scale: T, top_so_fa
         return (top_so_far, T::default());
     }
     let top = top_so_far.largest(maximum(scores) * scale);
-    scores.iter_mut().for_each(|s| *s = Real::exp(*s * scale - top));
+    scores.iter_mut().for_each(|s| *s = Real::exp(s.times_plus(scale, -top)));
     (top, sum_by(visible, |i| scores[i]))
 }
 

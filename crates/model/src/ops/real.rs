@@ -43,6 +43,8 @@ pub(crate) trait Real:
     fn sigmoid(self) -> Self {
         Self::ONE / (Self::ONE + (-self).exp())
     }
+    /// self * a + b, rounded once: the same number on every processor.
+    fn times_plus(self, a: Self, b: Self) -> Self;
     #[inline(always)]
     fn largest(self, other: Self) -> Self {
         if self > other { self } else { other }
@@ -80,26 +82,30 @@ impl Real for f32 {
     /// exponent bits.
     #[inline(always)]
     fn exp(self) -> Self {
-        const TO_INTEGER: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+        // 1.5 * 2^23 + 127: adding it rounds to an integer, held in the low bits with the exponent's bias on top.
+        const TO_EXPONENT: f32 = 12_583_039.0;
         let x = self.clamp(-87.3, 88.7);
-        let shifted = x * std::f32::consts::LOG2_E + TO_INTEGER;
-        let n = shifted - TO_INTEGER;
-        let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4; // ln 2 in two parts, the first exact in 10 bits
+        let shifted = x.mul_add(std::f32::consts::LOG2_E, TO_EXPONENT);
+        let n = shifted - TO_EXPONENT;
+        let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x)); // ln 2 in two parts
         let mut p = 1.0 / 5040.0;
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = p * r + c;
+            p = r.mul_add(p, c);
         }
-        let exponent = (shifted.to_bits() as i32).wrapping_sub(0x4B40_0000).wrapping_add(127);
-        p * f32::from_bits((exponent as u32) << 23)
+        p * f32::from_bits(shifted.to_bits() << 23)
+    }
+    #[inline(always)]
+    fn times_plus(self, a: Self, b: Self) -> Self {
+        self.mul_add(a, b)
     }
     /// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
     #[inline(always)]
     fn normal(self) -> (Self, Self) {
         let gaussian = (-0.5 * self * self).exp();
-        let t = 1.0 / (1.0 + 0.327_591_1 * self.abs() * std::f32::consts::FRAC_1_SQRT_2);
+        let t = 1.0 / self.abs().mul_add(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2, 1.0);
         let mut p = 1.061_405_4;
         for c in [-1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
-            p = p * t + c;
+            p = t.mul_add(p, c);
         }
         let tail = 0.5 * p * t * gaussian; // Phi(-|x|)
         (if self < 0.0 { tail } else { 1.0 - tail }, gaussian * 0.398_942_3)
@@ -133,6 +139,9 @@ impl Real for f64 {
     }
     fn exp(self) -> Self {
         f64::exp(self)
+    }
+    fn times_plus(self, a: Self, b: Self) -> Self {
+        self.mul_add(a, b)
     }
     fn normal(self) -> (Self, Self) {
         let phi = (-0.5 * self * self).exp() / (2.0 * std::f64::consts::PI).sqrt();

@@ -27,7 +27,7 @@ pub(crate) use precision::Precision;
 pub use precision::{multiplies_bf16, with_bf16_products};
 pub(crate) use rows::{PADDING, Rows, Starts};
 
-use gathered::Gathered;
+use gathered::{Gathered, TaskRows};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -252,14 +252,14 @@ impl<T: Kernel> Job<'_, T> {
         let mut steps = self.terms.iter().flat_map(of_term).peekable();
         while let Some((term, block)) = steps.next() {
             let precision = term.precision(self.instructions);
-            gathered.gather(&term.rows, rows.clone(), block.clone(), precision);
+            let task_rows = gathered.rows(&term.rows, rows.clone(), block.clone(), precision, parts);
             panels.fill(&term.columns, block, cols.clone(), precision);
             for i in 0..parts {
                 if let Some((term, block)) = steps.peek() {
                     term.columns.fetch(block, &cols, i, parts);
                 }
                 // SAFETY: as this function's.
-                unsafe { self.pass(gathered, panels, i, precision, initial, rows.clone()) };
+                unsafe { self.pass(task_rows, panels, i, precision, initial, rows.clone()) };
             }
             initial = Initial::Out;
         }
@@ -268,11 +268,11 @@ impl<T: Kernel> Job<'_, T> {
     /// One block of `k` of a panel for all `rows`, tile by tile.
     ///
     /// # Safety
-    /// As of [`Self::run`]; gathered rows and panels are of `precision`.
+    /// As of [`Self::run`]; `task_rows` and panels are of `precision`.
     #[allow(unsafe_code)]
     unsafe fn pass(
         &self,
-        gathered: &Gathered<T>,
+        task_rows: TaskRows<'_, T>,
         panels: &Panels<T>,
         panel: usize,
         precision: Precision,
@@ -289,7 +289,7 @@ impl<T: Kernel> Job<'_, T> {
         let mut out = [std::ptr::null_mut(); kernel::HIGHEST];
         for i in 0..tiles {
             let tile = i * rows.len() / tiles..(i + 1) * rows.len() / tiles;
-            if matches!(start, Start::Out) && gathered.is_padding(tile.clone()) {
+            if matches!(start, Start::Out) && task_rows.is_padding(tile.clone()) {
                 continue;
             }
             for (out, row) in out.iter_mut().zip(tile.clone()) {
@@ -297,16 +297,16 @@ impl<T: Kernel> Job<'_, T> {
                 *out = unsafe { self.out.part(self.starts.of(rows.start + row) + first_col, cols) }.as_mut_ptr();
             }
             let tile = Tile {
-                rows: gathered.row(tile.start),
-                row_stride: gathered::STRIDE,
-                k: gathered.k(),
+                rows: task_rows.row(tile.start),
+                row_stride: task_rows.stride,
+                k: task_rows.k,
                 panel,
                 panel_width,
                 cols,
                 out: &out[..tile.len()],
                 start,
             };
-            // SAFETY: gathered rows and panel hold `k` numbers each, every out row `cols` numbers.
+            // SAFETY: rows and panel hold `k` numbers each, every out row `cols` numbers.
             unsafe {
                 match precision {
                     Precision::Full => T::tile(self.instructions, &tile),
