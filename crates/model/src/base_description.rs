@@ -2,6 +2,7 @@
 
 use crate::base::Base;
 use crate::config::{Prediction, UnetConfig};
+use crate::ops::is_worth_keeping;
 use crate::weight_files::WeightFiles;
 use crate::weights::Result;
 use loralei_adapter::Dtype;
@@ -147,7 +148,8 @@ fn is_float(dtype: Dtype) -> bool {
 /// Numbers of a training step for one picture of `latents` latents under a text of `text` tokens.
 ///
 /// Kept for backward is the output of every operation, since the graph holds an operation's inputs whether its backward reads
-/// them or not. With recompute it is what lies between the units, and the inside of the largest.
+/// them or not. With recompute it is what lies between the units, the outputs inside that take long to compute, and the inside
+/// of the largest unit.
 fn step_numbers(config: &UnetConfig, latents: usize, text: usize) -> StepNumbers {
     let channels = &config.block_out_channels;
     let last = channels.len() - 1;
@@ -191,6 +193,8 @@ struct Unit {
     /// Outputs of its operations, the last one included.
     outputs: usize,
     output: usize,
+    /// Outputs that recompute keeps.
+    kept: usize,
     /// The gradients that are there together where they are most.
     gradients: usize,
 }
@@ -201,7 +205,13 @@ fn resnet(tokens: usize, hidden: usize, skip: usize, c: usize) -> Unit {
     let inputs = hidden + skip;
     let joined = if skip > 0 { inputs } else { 0 };
     let shortcut = if inputs == c { 0 } else { c };
-    Unit { outputs: tokens * (joined + inputs + 5 * c + shortcut), output: tokens * c, gradients: tokens * 4 * inputs }
+    let kept = [(9 * inputs, c), (9 * c, c), (inputs, shortcut)];
+    Unit {
+        outputs: tokens * (joined + inputs + 5 * c + shortcut),
+        output: tokens * c,
+        kept: tokens * worth_keeping(&kept),
+        gradients: tokens * 4 * inputs,
+    }
 }
 
 /// Norm, projection in and out, sum; in each layer two attentions of norm, q, k, v, result, projection and sum, of which
@@ -209,7 +219,15 @@ fn resnet(tokens: usize, hidden: usize, skip: usize, c: usize) -> Unit {
 /// go out and are added to zeros, which makes 8 more; one goes past.
 fn transformer(tokens: usize, c: usize, text: usize, depth: usize) -> Unit {
     let outputs = (4 + 27 * depth) * tokens * c + 2 * depth * text * c;
-    Unit { outputs, output: tokens * c, gradients: 21 * tokens * c }
+    // Projections of c to c: in and out; q, k, v, out; q, out. Both attentions. The feed-forward.
+    let of_layer = [(c, 6 * c), (2 * tokens, c), (2 * text, c), (c, 8 * c), (4 * c, c)];
+    let kept = worth_keeping(&[(c, 2 * c)]) + depth * worth_keeping(&of_layer);
+    Unit { outputs, output: tokens * c, kept: tokens * kept, gradients: 21 * tokens * c }
+}
+
+/// Of outputs of (multiplications per number, numbers), the numbers that recompute keeps.
+fn worth_keeping(outputs: &[(usize, usize)]) -> usize {
+    outputs.iter().filter(|(multiplications, _)| is_worth_keeping(*multiplications)).map(|(_, numbers)| numbers).sum()
 }
 
 /// Numbers of a step.
@@ -219,6 +237,8 @@ struct StepNumbers {
     inside: usize,
     /// Of these, outputs of units.
     unit_outputs: usize,
+    /// Outputs inside of units that recompute keeps.
+    kept: usize,
     /// What the largest unit holds while it is computed again: outputs of its operations, its input once more, as a variable,
     /// and the gradient of its output.
     largest: usize,
@@ -233,13 +253,14 @@ impl StepNumbers {
     fn add(&mut self, unit: Unit, waiting: usize) {
         self.inside += unit.outputs;
         self.unit_outputs += unit.output;
+        self.kept += unit.kept;
         self.largest = self.largest.max(unit.outputs + 2 * unit.output);
         self.gradients = self.gradients.max(unit.gradients + waiting);
     }
 
     /// Numbers that are kept for backward.
     fn kept(&self, recompute: bool) -> usize {
-        self.between + if recompute { self.unit_outputs + self.largest } else { self.inside }
+        self.between + if recompute { self.unit_outputs + self.kept + self.largest } else { self.inside }
     }
 }
 

@@ -33,7 +33,7 @@ pub enum Checkpointing {
     /// Everything that backward reads.
     #[default]
     None,
-    /// Only the inputs of each resnet and transformer; their insides are computed again.
+    /// The inputs of each resnet and transformer, and on the processor what takes long inside; the rest is computed again.
     Block,
 }
 

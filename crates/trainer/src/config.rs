@@ -176,8 +176,9 @@ pub struct StepsConfig {
     pub accumulate: usize,
     /// All randomness of the run comes from it: the same seed gives the same bytes.
     pub seed: u64,
-    /// What is kept for the backward pass: `none` keeps every activation, `block` only the inputs of blocks and computes
-    /// the rest again (less memory, more time, the same result up to rounding).
+    /// What is kept for the backward pass: `none` keeps every activation, `block` only the inputs of blocks and, on the
+    /// processor, what takes long inside of them, and computes the rest again (less memory, more time, the same result up
+    /// to rounding).
     pub checkpointing: Checkpointing,
 }
 
@@ -502,7 +503,7 @@ pub enum PriorKind {
 pub enum Checkpointing {
     /// Every activation that backward needs.
     None,
-    /// The inputs of blocks; what is inside is computed again.
+    /// The inputs of blocks and what takes long inside; the rest is computed again.
     Block,
 }
 

@@ -6,6 +6,7 @@
 //! are q, k, v, O and L.
 
 use super::generic;
+use super::kept::{Given, Left, kept};
 use super::linear::transposed;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use super::product::{Columns, Cores, Initial, Out, Precision, Rows, Stored, Term, product};
@@ -14,7 +15,6 @@ use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// Attention of `num_heads` heads.
 ///
@@ -35,20 +35,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, num_heads: usize, causal: b
     if !generic::has_kernel(q) {
         return generic::attention(q, k, v, num_heads, causal);
     }
-    q.apply_op3(
-        k,
-        v,
-        Attention {
-            batch: b,
-            queries,
-            keys,
-            num_heads,
-            head_size: width / num_heads,
-            causal,
-            precision: Precision::of_this_thread(),
-            log_sums: OnceLock::new(),
-        },
-    )
+    let (head_size, precision) = (width / num_heads, Precision::of_this_thread());
+    kept(2 * keys, |given, log_sums| {
+        let op = Attention { batch: b, queries, keys, num_heads, head_size, causal, precision, given, log_sums };
+        q.apply_op3(k, v, op)
+    })
 }
 
 struct Attention {
@@ -59,8 +50,9 @@ struct Attention {
     head_size: usize,
     causal: bool,
     precision: Precision,
-    /// log sum exp of the scores of each query, (b, n, l), which forward leaves for backward.
-    log_sums: OnceLock<Vec<f64>>,
+    given: Given,
+    /// log sum exp of the scores of each query, (b, n, l), f64, which forward leaves for backward.
+    log_sums: Left,
 }
 
 /// Queries of a tile.
@@ -70,6 +62,9 @@ const TILE_KEYS: usize = 256;
 
 /// A batch item and a head.
 type Head = (usize, usize);
+
+/// (dQ, dK, dV)
+type InputGradients<T> = (Vec<T>, Vec<T>, Vec<T>);
 
 impl Attention {
     fn width(&self) -> usize {
@@ -175,9 +170,10 @@ impl Attention {
     }
 
     /// (dQ, dK, dV), each contiguous; one head of one batch item is one task.
-    fn backward<T: Number>(&self, q: &[T], k: &[T], v: &[T], o: &[T], d_o: &[T]) -> (Vec<T>, Vec<T>, Vec<T>) {
+    fn backward<T: Number>(&self, q: &[T], k: &[T], v: &[T], o: &[T], d_o: &[T]) -> Result<InputGradients<T>> {
         let (width, d) = (self.width(), self.head_size);
-        let log_sums = self.log_sums.get_or_init(|| self.forward(q, k, v).1);
+        let log_sums = self.log_sums.get_or_init(|| CpuStorage::F64(self.forward(q, k, v).1));
+        let CpuStorage::F64(log_sums) = log_sums else { bail!("sums of attention that are not f64") };
         let heads: Vec<_> = (0..self.batch * self.num_heads)
             .into_par_iter()
             .map(|i| {
@@ -194,7 +190,7 @@ impl Attention {
             });
             out
         };
-        (join(self.queries, |h| &h.dq), join(self.keys, |h| &h.dk), join(self.keys, |h| &h.dv))
+        Ok((join(self.queries, |h| &h.dq), join(self.keys, |h| &h.dk), join(self.keys, |h| &h.dv)))
     }
 
     #[allow(clippy::too_many_arguments)] // the seven operands of the equations
@@ -310,11 +306,14 @@ impl CustomOp3 for Attention {
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let dtype = candle_core::backend::BackendStorage::dtype(q);
+        if let Some(o) = self.given.take(q_layout.shape().elem_count())? {
+            return Ok((o, q_layout.shape().clone()));
+        }
         let o = with_compute_type!(dtype, T => {
             let (k, v) = (numbers::<T>(k, k_layout)?, numbers::<T>(v, v_layout)?);
             let q = numbers::<T>(q, q_layout)?;
             let (o, log_sums) = timed(self.name(), Pass::Forward, || self.forward(&q, &k, &v));
-            self.log_sums.get_or_init(|| log_sums);
+            self.log_sums.get_or_init(|| CpuStorage::F64(log_sums));
             to_storage(o, dtype)?
         });
         Ok((o, q_layout.shape().clone()))
@@ -331,7 +330,7 @@ impl CustomOp3 for Attention {
         with_compute_type!(q.dtype(), T => {
             let (dq, dk, dv) = with_numbers(q, |q: &[T]| with_numbers(k, |k: &[T]| with_numbers(v, |v: &[T]| {
                 with_numbers(o, |o: &[T]| with_numbers(d_o, |d_o: &[T]| {
-                    Ok(timed(self.name(), Pass::Backward, || self.backward(q, k, v, o, d_o)))
+                    timed(self.name(), Pass::Backward, || self.backward(q, k, v, o, d_o))
                 }))
             })))?;
             let gradient = |x: &Tensor, dx| -> Result<Option<Tensor>> {

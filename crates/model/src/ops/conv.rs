@@ -5,6 +5,7 @@
 //! channels and B a 1x1 convolution. The kernel is used as it lies for both directions, so nothing of it is kept twice.
 
 use super::generic;
+use super::kept::{Given, kept};
 use super::linear::{
     LoraGradients, LowRank, linear, lora_linear, narrow_product, summed_over_rows, transposed, with_bias,
 };
@@ -47,7 +48,7 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Con
     if !generic::has_kernel(xs) {
         return generic::conv2d(xs, weight, bias, geometry);
     }
-    xs.apply_op1(FrozenConv(frozen))
+    kept(frozen.multiplications(), |given, _| xs.apply_op1(FrozenConv { frozen, given }))
 }
 
 /// A convolution with a frozen kernel and a LoRA term of strength `scale` = alpha / r.
@@ -77,7 +78,9 @@ pub fn lora_conv2d(
     if !generic::has_kernel(xs) {
         return generic::lora_conv2d(xs, down, up, weight, bias, geometry, scale);
     }
-    xs.apply_op3(down, up, LoraConv { frozen, rank, scale, low_rank: LowRank::default() })
+    kept(frozen.multiplications(), |given, left| {
+        xs.apply_op3(down, up, LoraConv { frozen, rank, scale, given, low_rank: LowRank(left) })
+    })
 }
 
 /// A 1x1 convolution of stride 1 is a linear layer: its kernel as (out, in).
@@ -117,6 +120,11 @@ impl Frozen {
             taps,
             precision: Precision::of_this_thread(),
         })
+    }
+
+    /// Multiplications per number of the result.
+    fn multiplications(&self) -> usize {
+        self.taps.count() * self.taps.channels
     }
 
     fn out_shape(&self) -> Shape {
@@ -229,7 +237,10 @@ fn by_tap<'a, T: Number>(
     tables.iter().enumerate().map(term).collect()
 }
 
-struct FrozenConv(Frozen);
+struct FrozenConv {
+    frozen: Frozen,
+    given: Given,
+}
 
 impl CustomOp1 for FrozenConv {
     fn name(&self) -> &'static str {
@@ -237,17 +248,20 @@ impl CustomOp1 for FrozenConv {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let dtype = candle_core::backend::BackendStorage::dtype(x);
+        let (dtype, shape) = (candle_core::backend::BackendStorage::dtype(x), self.frozen.out_shape());
+        if let Some(y) = self.given.take(shape.elem_count())? {
+            return Ok((y, shape));
+        }
         let y = with_compute_type!(dtype, T => {
             let x = numbers::<T>(x, layout)?;
-            to_storage(timed(self.name(), Pass::Forward, || self.0.forward(&x, None))?, dtype)?
+            to_storage(timed(self.name(), Pass::Forward, || self.frozen.forward(&x, None))?, dtype)?
         });
-        Ok((y, self.0.out_shape()))
+        Ok((y, shape))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         with_compute_type!(x.dtype(), T => {
-            let dx = with_numbers(dy, |dy: &[T]| timed(self.name(), Pass::Backward, || self.0.backward(dy, None)))?;
+            let dx = with_numbers(dy, |dy: &[T]| timed(self.name(), Pass::Backward, || self.frozen.backward(dy, None)))?;
             to_tensor(dx, x.shape(), x.dtype()).map(Some)
         })
     }
@@ -257,6 +271,7 @@ struct LoraConv {
     frozen: Frozen,
     rank: usize,
     scale: f64,
+    given: Given,
     low_rank: LowRank,
 }
 
@@ -335,13 +350,16 @@ impl CustomOp3 for LoraConv {
         up: &CpuStorage,
         up_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let dtype = candle_core::backend::BackendStorage::dtype(x);
+        let (dtype, shape) = (candle_core::backend::BackendStorage::dtype(x), self.frozen.out_shape());
+        if let Some(y) = self.given.take(shape.elem_count())? {
+            return Ok((y, shape));
+        }
         let y = with_compute_type!(dtype, T => {
             let (down, up) = (numbers::<T>(down, down_layout)?, numbers::<T>(up, up_layout)?);
             let x = numbers::<T>(x, x_layout)?;
             to_storage(timed(self.name(), Pass::Forward, || self.forward(&x, &down, &up))?, dtype)?
         });
-        Ok((y, self.frozen.out_shape()))
+        Ok((y, shape))
     }
 
     fn bwd(

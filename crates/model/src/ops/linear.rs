@@ -4,11 +4,11 @@
 //! gradient of W is ever formed, and nothing but x and x A^T is kept (Hu et al. 2021, arXiv 2106.09685, equation 3).
 
 use super::generic;
+use super::kept::{Given, Left, kept};
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
 use super::product::{Columns, Cores, Initial, Out, Precision, Rows, Stored, Term, product};
 use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use std::sync::OnceLock;
 
 /// A frozen linear layer.
 ///
@@ -21,7 +21,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     if !generic::has_kernel(xs) {
         return generic::linear(xs, weight, bias);
     }
-    xs.apply_op1(FrozenLinear(frozen))
+    kept(frozen.num_in, |given, _| xs.apply_op1(FrozenLinear { frozen, given }))
 }
 
 /// A frozen linear layer with a LoRA term of strength `scale` = alpha / r.
@@ -47,7 +47,9 @@ pub fn lora_linear(
     if !generic::has_kernel(xs) {
         return generic::lora_linear(xs, down, up, weight, bias, scale);
     }
-    xs.apply_op3(down, up, LoraLinear { frozen, rank, scale, low_rank: LowRank::default() })
+    kept(frozen.num_in, |given, left| {
+        xs.apply_op3(down, up, LoraLinear { frozen, rank, scale, given, low_rank: LowRank(left) })
+    })
 }
 
 /// What both operations hold: the weight, which no graph ever sees.
@@ -151,7 +153,10 @@ pub(crate) fn transposed<T: Copy>(x: &[T], n: usize) -> Vec<T> {
 /// (dX unless x needs none, dA, dB)
 pub(crate) type LoraGradients<T> = (Option<Vec<T>>, Vec<T>, Vec<T>);
 
-struct FrozenLinear(Frozen);
+struct FrozenLinear {
+    frozen: Frozen,
+    given: Given,
+}
 
 impl CustomOp1 for FrozenLinear {
     fn name(&self) -> &'static str {
@@ -159,17 +164,20 @@ impl CustomOp1 for FrozenLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let dtype = candle_core::backend::BackendStorage::dtype(x);
+        let (dtype, shape) = (candle_core::backend::BackendStorage::dtype(x), self.frozen.out_shape(layout));
+        if let Some(y) = self.given.take(shape.elem_count())? {
+            return Ok((y, shape));
+        }
         let y = with_compute_type!(dtype, T => {
             let x = numbers::<T>(x, layout)?;
-            to_storage(timed(self.name(), Pass::Forward, || self.0.forward(&x, None))?, dtype)?
+            to_storage(timed(self.name(), Pass::Forward, || self.frozen.forward(&x, None))?, dtype)?
         });
-        Ok((y, self.0.out_shape(layout)))
+        Ok((y, shape))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         with_compute_type!(x.dtype(), T => {
-            let dx = with_numbers(dy, |dy: &[T]| timed(self.name(), Pass::Backward, || self.0.backward(dy, None)))?;
+            let dx = with_numbers(dy, |dy: &[T]| timed(self.name(), Pass::Backward, || self.frozen.backward(dy, None)))?;
             to_tensor(dx, x.shape(), x.dtype()).map(Some)
         })
     }
@@ -179,13 +187,13 @@ struct LoraLinear {
     frozen: Frozen,
     rank: usize,
     scale: f64,
+    given: Given,
     low_rank: LowRank,
 }
 
 /// s x A^T (m, r), which forward leaves for backward: a hundredth of the activations, and as much work as the rest of what a
 /// factor adds to forward.
-#[derive(Default)]
-pub(crate) struct LowRank(OnceLock<CpuStorage>);
+pub(crate) struct LowRank(pub(crate) Left);
 
 impl LowRank {
     /// Keeps it.
@@ -243,13 +251,16 @@ impl CustomOp3 for LoraLinear {
         up: &CpuStorage,
         up_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let dtype = candle_core::backend::BackendStorage::dtype(x);
+        let (dtype, shape) = (candle_core::backend::BackendStorage::dtype(x), self.frozen.out_shape(x_layout));
+        if let Some(y) = self.given.take(shape.elem_count())? {
+            return Ok((y, shape));
+        }
         let y = with_compute_type!(dtype, T => {
             let (down, up) = (numbers::<T>(down, down_layout)?, numbers::<T>(up, up_layout)?);
             let x = numbers::<T>(x, x_layout)?;
             to_storage(timed(self.name(), Pass::Forward, || self.forward(&x, &down, &up))?, dtype)?
         });
-        Ok((y, self.frozen.out_shape(x_layout)))
+        Ok((y, shape))
     }
 
     fn bwd(

@@ -1,15 +1,17 @@
 //! Recompute ("gradient checkpointing", Chen et al. 2016, arXiv 1604.06174): a segment of the network runs without a
-//! graph and keeps only its inputs; backward runs it again with a graph, takes the gradients, and drops everything.
+//! graph and keeps only its inputs, and the few outputs inside that are worth it (see [`super::kept`]); backward runs it
+//! again with a graph, takes the gradients, and drops everything.
 //!
 //! Two traps that this file exists to avoid. The graph-free pass must see *detached* factors, or it records a graph
 //! after all: [`without_graph`] tells the layers. And an operation whose inputs carry no gradient is not recorded, so a
 //! segment that has factors but no tracked input gets its first input made a variable, or its factors never learn.
 
+use super::kept::{Kept, giving, keeping};
 use super::recorded::{InputGradients, recorded};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::LocalKey;
 
 thread_local! {
@@ -75,20 +77,31 @@ pub fn recompute(segment: &Arc<dyn Segment>, inputs: &[&Tensor]) -> Result<Tenso
         inputs[0] = Var::from_tensor(&inputs[0])?.into_inner();
         tracked.push(0);
     }
-    let kept: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
-    let output = without_graph(|| segment.forward(&kept))?;
+    let detached: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
+    let (output, kept) = keeping(|| without_graph(|| segment.forward(&detached)));
     let arguments: Vec<&Tensor> = tracked.iter().map(|i| &inputs[*i]).collect();
-    let (segment, positions) = (segment.clone(), tracked.clone());
-    recorded("recompute", &arguments, output, move |dy| gradients(segment.as_ref(), &kept, &positions, dy))
+    let (segment, positions, kept) = (segment.clone(), tracked.clone(), Mutex::new(kept));
+    recorded("recompute", &arguments, output?, move |dy| {
+        let kept = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
+        gradients(segment.as_ref(), &detached, kept, &positions, dy)
+    })
 }
 
-/// Runs `segment` again with a graph. `tracked` are the positions of the inputs that carry gradients.
-fn gradients(segment: &dyn Segment, kept: &[Tensor], tracked: &[usize], dy: &Tensor) -> Result<InputGradients> {
-    let mut inputs = kept.to_vec();
+/// Runs `segment` again with a graph. `tracked` are the positions of the inputs that carry gradients, `kept` is what the
+/// first pass left.
+fn gradients(
+    segment: &dyn Segment,
+    detached: &[Tensor],
+    kept: Vec<Kept>,
+    tracked: &[usize],
+    dy: &Tensor,
+) -> Result<InputGradients> {
+    let mut inputs = detached.to_vec();
     for i in tracked {
         inputs[*i] = Var::from_tensor(&inputs[*i])?.into_inner();
     }
-    let gradients = seeded(&segment.forward(&inputs)?, dy)?.backward()?;
+    let output = giving(kept, || segment.forward(&inputs))?;
+    let gradients = seeded(&output, dy)?.backward()?;
     segment.keep_gradients(&gradients)?;
     Ok(tracked.iter().map(|i| gradients.get(&inputs[*i]).cloned()).collect())
 }
