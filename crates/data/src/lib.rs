@@ -41,6 +41,7 @@ mod error;
 pub mod fit;
 pub mod folder;
 pub mod order;
+pub mod random;
 pub mod sample;
 mod truncation;
 
@@ -50,5 +51,6 @@ pub use error::DataError;
 pub use fit::{Crop, Pixels, fit};
 pub use folder::{Folder, SkipReason, Skipped};
 pub use image::RgbImage;
-pub use order::batch_at;
+pub use order::{Batch, Order, Showing, batch_at};
+pub use random::{Purpose, Stream, flipped};
 pub use sample::Sample;
