@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+pub mod bucket;
 pub mod caption;
 pub mod decode;
 mod error;
@@ -45,8 +46,9 @@ pub mod random;
 pub mod sample;
 mod truncation;
 
+pub use bucket::{BucketRules, Size};
 pub use caption::CaptionRules;
-pub use decode::decode;
+pub use decode::{Alpha, decode};
 pub use error::DataError;
 pub use fit::{Crop, Pixels, fit};
 pub use folder::{Folder, SkipReason, Skipped};
