@@ -6,6 +6,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::DataError;
+use crate::trigger::one_line;
+pub use crate::trigger::with_trigger;
 
 /// Largest caption file that is read, in bytes.
 pub const MAX_CAPTION_BYTES: u64 = 64 * 1024;
@@ -69,18 +71,6 @@ pub fn read(path: &Path) -> Result<String, DataError> {
     Ok(text)
 }
 
-/// `caption` with `trigger, ` in front, unless it holds the trigger as a whole word already (case counts).
-pub fn with_trigger(caption: &str, trigger: &str) -> String {
-    let trigger = one_line(trigger);
-    if trigger.is_empty() || contains_word(caption, &trigger) {
-        caption.to_owned()
-    } else if caption.is_empty() {
-        trigger
-    } else {
-        format!("{trigger}, {caption}")
-    }
-}
-
 /// One line of text and the number of control characters stripped from it, or where and why it is not UTF-8.
 fn parse(bytes: &[u8]) -> Result<(String, usize), (usize, &'static str)> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
@@ -99,17 +89,4 @@ fn parse(bytes: &[u8]) -> Result<(String, usize), (usize, &'static str)> {
     let num_stripped = text.chars().filter(|&c| is_stripped(c)).count();
     let kept: Cow<'_, str> = if num_stripped == 0 { text.into() } else { text.replace(is_stripped, "").into() };
     Ok((one_line(&kept), num_stripped))
-}
-
-/// The words of `text` with one space between: text encoders make no difference between kinds of white space.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn contains_word(text: &str, word: &str) -> bool {
-    let is_inside_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-    text.match_indices(word).any(|(start, _)| {
-        let (before, after) = (&text[..start], &text[start + word.len()..]);
-        !is_inside_word(before.chars().next_back()) && !is_inside_word(after.chars().next())
-    })
 }

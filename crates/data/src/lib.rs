@@ -44,7 +44,10 @@ pub mod folder;
 pub mod order;
 pub mod random;
 pub mod sample;
+pub mod tags;
+pub mod trigger;
 mod truncation;
+pub mod wildcard;
 
 pub use bucket::{BucketRules, Size};
 pub use caption::CaptionRules;
@@ -56,3 +59,5 @@ pub use image::RgbImage;
 pub use order::{Batch, Order, Showing, batch_at};
 pub use random::{Purpose, Stream, flipped};
 pub use sample::Sample;
+pub use tags::tag_counts;
+pub use trigger::{with_class_word, with_trigger, without_trigger};
