@@ -60,19 +60,18 @@ fn expand_by(text: &str, mut choose: impl FnMut(Options<'_>) -> usize) -> String
                 rest.next();
             }
             ('{', Some(_)) => open.push(Group::Choice { start: out.len(), bars: Vec::new() }),
-            ('}', Some(_)) => match open.pop() {
-                Some(Group::Choice { start, mut bars }) => {
+            ('}', Some(_)) => {
+                if let Some(Group::Choice { start, mut bars }) = open.pop() {
                     bars.push(out.len());
                     let chosen = choose(Options { text: &out, start, ends: &bars });
                     let from = if chosen == 0 { start } else { bars[chosen - 1] };
                     out.truncate(bars[chosen]);
                     out.replace_range(start..from, "");
-                }
-                _ => {
+                } else {
                     out.push('}');
                     rest.next(); // the second of the pair
                 }
-            },
+            }
             ('|', _) => match open.last_mut() {
                 Some(Group::Choice { bars, .. }) => bars.push(out.len()),
                 _ => out.push('|'),
