@@ -22,6 +22,15 @@ pub const MAX_PIXELS: u64 = 64_000_000;
 /// Most memory that the decoded pixels of one picture may take, in bytes.
 pub const MAX_ALLOC_BYTES: u64 = 256 * 1024 * 1024;
 
+/// What transparency means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpha {
+    /// Pixels are laid over this colour (RGB).
+    Over([u8; 3]),
+    /// It is the mask; pixels are laid over white.
+    Mask,
+}
+
 /// Whether the file's name ends in jpg, jpeg, png or webp, in any case.
 pub fn has_image_extension(path: &Path) -> bool {
     path.extension()

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::caption::MAX_CAPTION_BYTES;
+use crate::caption_file::MAX_CAPTION_BYTES;
 use crate::decode::{MAX_ALLOC_BYTES, MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE_PX};
+use crate::metadata::{LineFault, MAX_METADATA_BYTES};
 
 /// What went wrong with the data, always with the path it went wrong at.
 ///
@@ -11,6 +12,9 @@ use crate::decode::{MAX_ALLOC_BYTES, MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE_PX};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
+    /// There is not one source.
+    #[error("no source of images is given")]
+    NoSources,
     /// The folder of pictures does not exist.
     #[error("no such folder: {}", path.display())]
     FolderMissing {
@@ -36,12 +40,10 @@ pub enum DataError {
     NoImages {
         /// The folder.
         path: PathBuf,
-        /// Entries seen and not used, hidden files not counted.
+        /// Entries seen there and in its folders and not used, hidden files not counted.
         num_skipped: usize,
-        /// Whether some of those entries are folders.
-        has_folders: bool,
     },
-    /// A picture has neither a caption file nor the run's prompt.
+    /// A picture has neither a caption nor a prompt.
     #[error("no caption for {}", image.display())]
     CaptionMissing {
         /// The picture.
@@ -70,6 +72,28 @@ pub enum DataError {
         offset_bytes: usize,
         /// What is there.
         found: &'static str,
+    },
+    /// A line of `metadata.jsonl` is wrong.
+    #[error("{}, line {line}: {fault}", path.display())]
+    MetadataLine {
+        /// The file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        fault: LineFault,
+    },
+    /// Captions in a table that is not read.
+    #[error("captions in {} are not read", path.display())]
+    MetadataFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A `metadata.jsonl` is far larger than any.
+    #[error("{} is larger than {MAX_METADATA_BYTES} bytes", path.display())]
+    MetadataTooLong {
+        /// The file.
+        path: PathBuf,
     },
     /// A picture cannot be opened or read from disk.
     #[error("cannot read image {}: {cause}", path.display())]
@@ -177,13 +201,19 @@ impl DataError {
             Self::FolderRead { .. } | Self::CaptionRead { .. } | Self::ImageRead { .. } => {
                 "check that you may read it and that the disk is attached"
             }
-            Self::NoImages { has_folders: true, .. } => {
-                "subfolders are not searched: give the folder that holds the jpg, jpeg, png or webp files itself"
+            Self::NoSources => "give a folder of images",
+            Self::MetadataLine { fault: LineFault::Missing { .. }, .. } => {
+                "remove the line, or check the spelling: names start at the folder of the file"
             }
+            Self::MetadataLine { .. } => r#"a line looks like {"file_name": "a.png", "text": "a dog"}"#,
+            Self::MetadataFormat { .. } => {
+                r#"write metadata.jsonl instead, a line each: {"file_name": "a.png", "text": "a dog"}"#
+            }
+            Self::MetadataTooLong { .. } => "split the images into several folders, each with its own",
             Self::NoImages { .. } => "put jpg, jpeg, png or webp files there",
             Self::CaptionMissing { image } => {
                 let text = image.with_extension("txt");
-                return Some(format!("write {} or give the run a prompt for images without one", text.display()));
+                return Some(format!("write {} or give a prompt for images without one", text.display()));
             }
             Self::CaptionTooLong { .. } => "a caption is a sentence or two; is this another kind of file?",
             Self::CaptionEncoding { .. } => "save it as UTF-8",

@@ -1,19 +1,21 @@
-//! A folder of images and captions, as what a diffusion trainer eats: pixels, captions and an order.
+//! Folders of images and captions, as what a diffusion trainer eats: pixels, captions and an order.
 //!
 //! # Brief overview
 //!
-//! - [`Folder`] is what was found: a sorted list of [`Sample`]s (picture, caption, weight) and of everything skipped.
-//! - [`Pixels`] is one picture as the network sees it: upright, over white, scaled to cover and cropped to the run's
-//!   size, (h, w, 3) in [-1, 1]. [`Crop`] says which part of the original that is.
-//! - [`batch_at`] gives the pictures of any batch of a run, as a pure function of the seed and the batch's index.
+//! - A [`Source`] is a folder with its rules. [`Dataset`] is what was found in all of them: a sorted list of [`Sample`]s
+//!   (picture, text, mask, repeats), everything that was skipped, and all problems at once.
+//! - [`CaptionRules`] make the caption of a showing, [`Pixels`] is its picture as the network sees it: upright, over
+//!   white, scaled to cover and cropped, (h, w, 3) in [-1, 1]. [`Crop`] says which part of the original that is.
+//! - [`Order`] gives the showings of any batch of a run, as a pure function of the seed and the batch's index.
 //!
-//! The reading order is the data flow: [`folder`], [`caption`], [`sample`], [`mod@decode`], [`mod@fit`], [`order`].
-//! The crate knows no model: which sizes a network accepts is the caller's business.
+//! The reading order is the data flow: [`source`], [`dataset`], [`findings`], [`caption`], [`sample`], [`order`],
+//! [`mod@decode`], [`bucket`], [`mod@fit`]. The crate knows no model: which sizes a network accepts is the caller's
+//! business.
 //!
 //! # Example
 //!
 //! ```
-//! use loralei_data::{CaptionRules, Folder, RgbImage, batch_at};
+//! use loralei_data::{Alpha, BucketRules, CaptionRules, Dataset, Order, Purpose, RgbImage, Role, Source, Stream};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let dir = tempfile::tempdir()?;
 //! # let dir = dir.path();
@@ -21,13 +23,29 @@
 //!     RgbImage::from_pixel(90, 60, [grey, grey, grey].into()).save(dir.join(name))?;
 //! }
 //!
-//! let rules = CaptionRules { prompt: Some("a photo of a dog"), trigger: Some("sks") };
-//! let folder = Folder::read(dir, rules)?;
-//! assert_eq!(folder.samples[0].caption, "sks, a photo of a dog");
+//! let (prompt, trigger) = (Some("a photo of a dog".to_owned()), Some("sks".to_owned()));
+//! let source = Source {
+//!     path: dir.to_owned(),
+//!     role: Role::Subject,
+//!     repeats: Some(2),
+//!     captions: CaptionRules { prompt, trigger, ..CaptionRules::default() },
+//! #   buckets: BucketRules { width_px: 64, height_px: 64, enabled: false, min_px: 64, max_px: 64, step_px: 64, no_upscale: false },
+//! #   alpha: Alpha::Over([255; 3]),
+//!     // and so on
+//! #   flip: false,
+//! #   weight: 1.0,
+//! };
+//! let sources = [source];
+//! let dataset = Dataset::read(&sources)?;
+//! assert!(dataset.problems.is_empty());
 //!
-//! let batch = batch_at(7, folder.samples.len(), 2, 0);
-//! for &index in &batch {
-//!     let (pixels, crop) = folder.samples[index].pixels(64, 64)?;
+//! let order = Order::new(7, 4, dataset.samples.iter().map(|sample| ("one bucket", sample.repeats)));
+//! let batch = order.batch(0);
+//! for &showing in &batch.showings {
+//!     let sample = &dataset.samples[showing.sample];
+//!     let mut draw = Stream::new(7, batch.epoch, showing, Purpose::Caption);
+//!     assert_eq!(sources[sample.source].captions.caption(&sample.caption, &mut draw), "sks, a photo of a dog");
+//!     let (pixels, crop) = sample.pixels(64, 64)?;
 //!     assert_eq!(pixels.data.len(), 64 * 64 * 3);
 //!     assert_eq!((crop.resized_width_px, crop.left_px), (96, 16));
 //! }
@@ -35,20 +53,40 @@
 //! # }
 //! ```
 
+pub mod bucket;
 pub mod caption;
+pub mod caption_file;
+pub mod dataset;
 pub mod decode;
 mod error;
+pub mod findings;
 pub mod fit;
-pub mod folder;
+mod folder;
+pub mod folder_name;
+mod mask_files;
+pub mod metadata;
 pub mod order;
+pub mod random;
 pub mod sample;
+pub mod source;
+mod source_reader;
+pub mod tags;
+pub mod trigger;
 mod truncation;
+pub mod wildcard;
 
-pub use caption::CaptionRules;
-pub use decode::decode;
+pub use bucket::{BucketRules, Size};
+pub use caption::{CaptionLine, CaptionOrigin, CaptionRules, CaptionSource, CaptionText};
+pub use dataset::Dataset;
+pub use decode::{Alpha, decode};
 pub use error::DataError;
+pub use findings::{CaptionCounts, Layout, Place, SkipReason, Skipped, Warning};
 pub use fit::{Crop, Pixels, fit};
-pub use folder::{Folder, SkipReason, Skipped};
 pub use image::RgbImage;
-pub use order::batch_at;
+pub use metadata::LineFault;
+pub use order::{Batch, Order, Showing, batch_at};
+pub use random::{Purpose, Stream, flipped};
 pub use sample::Sample;
+pub use source::{Role, Source};
+pub use tags::tag_counts;
+pub use trigger::{with_class_word, with_trigger, without_trigger};

@@ -2,17 +2,27 @@
 
 use std::path::PathBuf;
 
-use crate::{Crop, DataError, Pixels, decode, fit};
+use crate::{CaptionText, Crop, DataError, Pixels, Role, decode, fit};
 
-/// One picture with its caption.
+/// One picture with what is known about it before it is opened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     /// The picture's file.
     pub path: PathBuf,
-    /// Its final caption, trigger word included.
-    pub caption: String,
+    /// Index of its source, whose rules make the caption.
+    pub source: usize,
+    /// Subject or class; never a mask.
+    pub role: Role,
+    /// How often it is shown an epoch.
+    pub repeats: u32,
+    /// What is written about it.
+    pub caption: CaptionText,
+    /// The file of its mask.
+    pub mask: Option<PathBuf>,
     /// Its weight in the loss; 1 is ordinary.
     pub weight: f32,
+    /// Whether it is mirrored with probability 1/2 each time.
+    pub flip: bool,
 }
 
 impl Sample {
