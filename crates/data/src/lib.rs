@@ -35,20 +35,35 @@
 //! # }
 //! ```
 
+mod area;
+pub mod bucket;
+mod budget;
 pub mod caption;
+mod caught;
+mod container;
 pub mod decode;
+pub mod duplicates;
 mod error;
 pub mod fit;
 pub mod folder;
+pub mod look;
+pub mod mask;
 pub mod order;
+mod rgb;
 pub mod sample;
-mod truncation;
+pub mod survey;
+mod upright;
 
+pub use bucket::{Assigned, BucketRules, Size};
 pub use caption::CaptionRules;
-pub use decode::decode;
+pub use decode::{Alpha, Decoded, Header, Note, decode, decode_with, probe};
+pub use duplicates::{Duplicates, find_duplicates};
 pub use error::DataError;
-pub use fit::{Crop, Pixels, fit};
+pub use fit::{Crop, Pixels, fit, fit_crop};
 pub use folder::{Folder, SkipReason, Skipped};
-pub use image::RgbImage;
+pub use image::{GrayImage, RgbImage};
+pub use look::Look;
+pub use mask::{Mask, read_mask};
 pub use order::batch_at;
 pub use sample::Sample;
+pub use survey::{ContentHash, Depth, Surveyed, survey};
