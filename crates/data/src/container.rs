@@ -89,6 +89,8 @@ fn jpeg(bytes: &[u8], plain: Container) -> Container {
             _ => rest = rest.iter().position(|&byte| byte == 0xff).map_or(&[], |at| &rest[at..]),
         }
     }
+    // Every block takes a bit at least: less than that is a huge size written into a small file.
+    found.is_whole &= bytes.len() as u64 * 8 >= frame.num_blocks();
     found.is_cmyk = frame.num_components == 4;
     found.coefficient_bytes = frame.coefficient_bytes();
     found
@@ -133,8 +135,13 @@ impl JpegFrame {
         if !self.is_progressive && !self.has_partial_scans {
             return 0;
         }
+        self.num_blocks() * 64 * 2
+    }
+
+    /// Blocks of 8 x 8 samples in all components.
+    fn num_blocks(&self) -> u64 {
         let units = self.width_px.div_ceil(8 * self.unit_columns) * self.height_px.div_ceil(8 * self.unit_rows);
-        units * self.num_unit_blocks * 64 * 2
+        units * self.num_unit_blocks
     }
 }
 
