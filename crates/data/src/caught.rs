@@ -35,3 +35,28 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
         text.or_else(|| panic.downcast_ref().copied()).unwrap_or("panic").to_owned()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::caught;
+
+    #[test]
+    #[expect(clippy::panic)]
+    fn a_caught_panic_is_silent_and_any_other_is_told() {
+        static NUM_TOLD: AtomicUsize = AtomicUsize::new(0);
+        panic::set_hook(Box::new(|_| {
+            NUM_TOLD.fetch_add(1, Ordering::SeqCst);
+        }));
+        assert_eq!(caught(|| 7), Ok(7));
+        let number = 3;
+        assert_eq!(caught(|| -> () { panic!("no {number}") }), Err("no 3".to_owned()));
+        assert_eq!(caught(|| caught(|| -> () { panic!("inner") })), Ok(Err("inner".to_owned())));
+        assert_eq!(NUM_TOLD.load(Ordering::SeqCst), 0);
+        assert!(panic::catch_unwind(|| panic!("outside")).is_err());
+        assert!(caught(|| std::thread::spawn(|| panic!("elsewhere")).join()).is_ok_and(|joined| joined.is_err()));
+        assert_eq!(NUM_TOLD.load(Ordering::SeqCst), 2);
+    }
+}
