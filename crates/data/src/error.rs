@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::bucket::Size;
 use crate::caption_file::MAX_CAPTION_BYTES;
 use crate::decode::{MAX_ALLOC_BYTES, MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE_PX};
 use crate::metadata::{LineFault, MAX_METADATA_BYTES};
@@ -110,13 +111,13 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A picture's name does not end in a known extension.
-    #[error("unreadable image {}: its extension is not jpg, jpeg, png or webp", path.display())]
+    #[error("unreadable image {}: its extension is not jpg, png, webp, bmp, gif or tiff", path.display())]
     ImageExtension {
         /// The picture.
         path: PathBuf,
     },
     /// A picture's first bytes are those of none of the known formats.
-    #[error("unreadable image {}: its content is not JPEG, PNG or WebP", path.display())]
+    #[error("unreadable image {}: its content is not JPEG, PNG, WebP, BMP, GIF or TIFF", path.display())]
     ImageContent {
         /// The picture.
         path: PathBuf,
@@ -142,13 +143,21 @@ pub enum DataError {
         /// Its height, as its header says.
         height_px: u32,
     },
-    /// A picture needs too much memory (16-bit or transparent ones need more per pixel).
+    /// A picture needs too much memory to decode (16-bit, progressive JPEG and WebP need more per pixel).
     #[error("unreadable image {}: needs {needed_bytes} bytes of memory, at most {MAX_ALLOC_BYTES}", path.display())]
     ImageMemory {
         /// The picture.
         path: PathBuf,
         /// Memory its pixels need.
         needed_bytes: u64,
+    },
+    /// A progressive JPEG visits its pixels far more often than any encoder lets it.
+    #[error("unreadable image {}: its {num_passes} passes would take too long", path.display())]
+    ImagePasses {
+        /// The picture.
+        path: PathBuf,
+        /// Passes over the whole picture.
+        num_passes: u64,
     },
     /// A picture's file ends before the picture does.
     #[error("unreadable image {}: the file is cut off", path.display())]
@@ -171,6 +180,22 @@ pub enum DataError {
         path: PathBuf,
         /// The panic's text.
         message: String,
+    },
+    /// A mask has another shape than its picture.
+    #[error("mask {} is {mask} pixels, its picture {picture}: another aspect ratio", path.display())]
+    MaskSize {
+        /// The mask's file, or the picture whose alpha it is.
+        path: PathBuf,
+        /// Size of the mask.
+        mask: Size,
+        /// Size of the upright picture.
+        picture: Size,
+    },
+    /// A mask leaves nothing to learn.
+    #[error("mask {} is black everywhere that is trained on", path.display())]
+    MaskEmpty {
+        /// The mask's file, or the picture whose alpha it is.
+        path: PathBuf,
     },
     /// A size nothing can be fitted to, or an image without pixels.
     #[error("cannot fit an image of {image_width_px} x {image_height_px} pixels to {width_px} x {height_px}")]
@@ -217,13 +242,17 @@ impl DataError {
             }
             Self::CaptionTooLong { .. } => "a caption is a sentence or two; is this another kind of file?",
             Self::CaptionEncoding { .. } => "save it as UTF-8",
-            Self::ImageNotAFile { .. } | Self::ImageExtension { .. } => "give a jpg, jpeg, png or webp file",
+            Self::ImageNotAFile { .. } | Self::ImageExtension { .. } => "give a jpg, png, webp, bmp, gif or tiff file",
             Self::ImageContent { .. } => "convert it to JPEG, PNG or WebP, or remove it",
             Self::ImageFileSize { .. } | Self::ImageDimensions { .. } | Self::ImageMemory { .. } => {
                 "scale it down; training needs about a thousand pixels a side at most"
             }
+            Self::MaskSize { .. } => "make the mask from the picture itself, or scale it to the picture's size",
+            Self::MaskEmpty { .. } => "paint white what is to be learnt, or remove the mask",
             Self::ImageTruncated { .. } => "copy or download it again, or remove it",
-            Self::ImageDecode { .. } | Self::ImagePanic { .. } => "save it again with an image program, or remove it",
+            Self::ImageDecode { .. } | Self::ImagePanic { .. } | Self::ImagePasses { .. } => {
+                "save it again with an image program, or remove it"
+            }
             Self::FitSize { .. } => "give a width and a height of at least 1 pixel and of a sensible size",
             Self::Resize { .. } => return None,
         };

@@ -53,40 +53,53 @@
 //! # }
 //! ```
 
+mod area;
 pub mod bucket;
+mod budget;
 pub mod caption;
 pub mod caption_file;
+mod caught;
+mod container;
 pub mod dataset;
 pub mod decode;
+pub mod duplicates;
 mod error;
 pub mod findings;
 pub mod fit;
 mod folder;
 pub mod folder_name;
+pub mod look;
+pub mod mask;
 mod mask_files;
 pub mod metadata;
 pub mod order;
 pub mod random;
+mod rgb;
 pub mod sample;
 pub mod source;
 mod source_reader;
+pub mod survey;
 pub mod tags;
 pub mod trigger;
-mod truncation;
+mod upright;
 pub mod wildcard;
 
-pub use bucket::{BucketRules, Size};
+pub use bucket::{Assigned, BucketRules, Size};
 pub use caption::{CaptionLine, CaptionOrigin, CaptionRules, CaptionSource, CaptionText};
 pub use dataset::Dataset;
-pub use decode::{Alpha, decode};
+pub use decode::{Alpha, Decoded, Header, Note, decode, decode_with, probe};
+pub use duplicates::{Duplicates, find_duplicates};
 pub use error::DataError;
 pub use findings::{CaptionCounts, Layout, Place, SkipReason, Skipped, Warning};
-pub use fit::{Crop, Pixels, fit};
-pub use image::RgbImage;
+pub use fit::{Crop, Pixels, fit, fit_crop};
+pub use image::{GrayImage, RgbImage};
+pub use look::Look;
+pub use mask::{Mask, read_mask};
 pub use metadata::LineFault;
 pub use order::{Batch, Order, Showing, batch_at};
 pub use random::{Purpose, Stream, flipped};
 pub use sample::Sample;
 pub use source::{Role, Source};
+pub use survey::{ContentHash, Depth, Surveyed, survey};
 pub use tags::tag_counts;
 pub use trigger::{with_class_word, with_trigger, without_trigger};

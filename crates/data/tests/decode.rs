@@ -269,14 +269,14 @@ fn the_end_mark_of_a_thumbnail_does_not_make_a_cut_off_jpeg_whole() {
 #[test]
 fn what_is_no_picture_is_refused_by_content_and_by_name() {
     let files = Files::new();
-    for bytes in [b"just text, named like a picture".as_slice(), b"", b"GIF89a\x01\0\x01\0\0\0\0;", b"\xff\xd8", b"BM"]
+    for bytes in [b"just text, named like a picture".as_slice(), b"", b"P6 1 1 255 \x01\x02\x03", b"\xff\xd8", b"qoif"]
     {
         let error = files.decode("a.jpg", bytes).unwrap_err();
         assert!(matches!(error, DataError::ImageContent { .. }), "{error:?}");
         assert!(error.to_string().contains("a.jpg") && error.hint().is_some());
     }
     let png = encoded(quadrants(), ImageFormat::Png);
-    for name in ["a.gif", "a", "png", "a.png.txt"] {
+    for name in ["a.heic", "a", "png", "a.png.txt"] {
         assert!(matches!(files.decode(name, &png), Err(DataError::ImageExtension { .. })), "{name}");
     }
     assert!(matches!(decode(&files.0.path().join("none.png")), Err(DataError::ImageRead { .. })));
