@@ -8,6 +8,7 @@ use candle_core::DType;
 use loralei_model::{DeviceChoice, NumberTypes, Prediction, SamplerKind, WeightType, ops};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::data_config::{DataConfig, PriorConfig};
 use crate::error::Violation;
 
 /// All settings of a training run.
@@ -66,25 +67,6 @@ pub struct ModelConfig {
     pub ops: Ops,
     /// On NVIDIA cards: whether products of `f32` may round their factors to 10 bits of mantissa (TF32), which is faster.
     pub tf32: bool,
-}
-
-/// `[data]`: the images and what they show.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DataConfig {
-    /// Folder of jpg, png and webp images, each with its caption in a `.txt` file of the same name. Required.
-    pub images: Option<PathBuf>,
-    /// Width and height of the training images in pixels. Images are scaled to cover it and cropped at the centre. Must
-    /// be a multiple of what the base divides by: 64 for Stable Diffusion 1 and 2.
-    pub size_px: usize,
-    /// Width in pixels where it differs from `size_px`.
-    pub width_px: Option<usize>,
-    /// Height in pixels where it differs from `size_px`.
-    pub height_px: Option<usize>,
-    /// Caption of every image that has no `.txt` file.
-    pub prompt: Option<String>,
-    /// Words that shall call the subject, put in front of captions that lack them: `ohwx cat`. Written into the adapter.
-    pub trigger: Option<String>,
 }
 
 /// `[lora]`: the adapter.
@@ -182,23 +164,6 @@ pub struct StepsConfig {
     pub checkpointing: Checkpointing,
 }
 
-/// `[prior]`: what must stay as it was.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PriorConfig {
-    /// `none`, or `base`: on some steps the adapted network must also predict, for other captions, what the frozen base
-    /// predicts. Keeps the adapter from changing what it was not asked to; costs one pass more without and one with
-    /// gradients.
-    pub kind: PriorKind,
-    /// Weight of this loss beside that of the images.
-    pub weight: f64,
-    /// The prior is part of every so-manieth step: 1 for all, 2 for every second.
-    pub every_steps: u64,
-    /// Text file with one caption a line. Best is a mix of the class word, of unrelated things and of nothing. Unset: the
-    /// captions of the run without the trigger, some unrelated ones, and the empty one.
-    pub captions: Option<PathBuf>,
-}
-
 /// `[samples]`: pictures of the same prompts and seeds, drawn by the base before the training and with the adapter after
 /// it, side by side in `before-after.png`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -246,12 +211,6 @@ impl Default for ModelConfig {
     }
 }
 
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self { images: None, size_px: 512, width_px: None, height_px: None, prompt: None, trigger: None }
-    }
-}
-
 impl Default for LoraConfig {
     fn default() -> Self {
         Self { rank: 4, alpha: None, unet: UnetConfig::default(), text_encoder: TextEncoderConfig::default() }
@@ -285,12 +244,6 @@ impl Default for ScheduleConfig {
 impl Default for StepsConfig {
     fn default() -> Self {
         Self { steps: 1000, batch_size: 1, accumulate: 1, seed: 0, checkpointing: Checkpointing::None }
-    }
-}
-
-impl Default for PriorConfig {
-    fn default() -> Self {
-        Self { kind: PriorKind::None, weight: 1.0, every_steps: 2, captions: None }
     }
 }
 
@@ -485,16 +438,6 @@ pub enum ScheduleKind {
     Cosine,
     /// In equal parts.
     Linear,
-}
-
-/// What holds the adapter back from changing more than it is asked to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PriorKind {
-    /// Nothing.
-    None,
-    /// The frozen base's own prediction for other captions.
-    Base,
 }
 
 /// What is kept for the backward pass.

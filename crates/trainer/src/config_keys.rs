@@ -1,7 +1,7 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 52] = [
+pub(crate) const KEYS: [&str; 78] = [
     "preset",
     "model.base",
     "model.prediction",
@@ -15,8 +15,33 @@ pub(crate) const KEYS: [&str; 52] = [
     "data.size_px",
     "data.width_px",
     "data.height_px",
+    "data.buckets",
+    "data.bucket_min_px",
+    "data.bucket_max_px",
+    "data.bucket_step_px",
+    "data.no_upscale",
     "data.prompt",
     "data.trigger",
+    "data.class",
+    "data.captions.from",
+    "data.captions.line",
+    "data.captions.prefix",
+    "data.captions.suffix",
+    "data.captions.dropout",
+    "data.captions.wildcards",
+    "data.captions.shuffle",
+    "data.captions.keep_tokens",
+    "data.captions.separator",
+    "data.captions.keep_tokens_separator",
+    "data.captions.tag_dropout",
+    "data.repeats",
+    "data.alpha",
+    "data.outside_mask_weight",
+    "data.flip",
+    "data.sources",
+    "data.strict",
+    "data.max_tokens",
+    "data.cache",
     "lora.rank",
     "lora.alpha",
     "lora.unet.targets",
@@ -45,6 +70,8 @@ pub(crate) const KEYS: [&str; 52] = [
     "prior.weight",
     "prior.every_steps",
     "prior.captions",
+    "prior.num_images",
+    "prior.prompt",
     "samples.prompts",
     "samples.negative",
     "samples.seed",
@@ -57,7 +84,7 @@ pub(crate) const KEYS: [&str; 52] = [
 ];
 
 /// What other trainers call it. Compared with the last part of a key.
-const OTHER_NAMES: [(&str, &str); 18] = [
+const OTHER_NAMES: [(&str, &str); 31] = [
     ("lr", "optimizer.learning_rate"),
     ("unet_lr", "lora.unet.learning_rate"),
     ("text_encoder_lr", "lora.text_encoder.learning_rate"),
@@ -75,6 +102,19 @@ const OTHER_NAMES: [(&str, &str); 18] = [
     ("instance_prompt", "data.prompt"),
     ("pretrained_model_name_or_path", "model.base"),
     ("lr_scheduler", "schedule.kind"),
+    ("instance_data_dir", "data.images"),
+    ("enable_bucket", "data.buckets"),
+    ("min_bucket_reso", "data.bucket_min_px"),
+    ("max_bucket_reso", "data.bucket_max_px"),
+    ("bucket_reso_steps", "data.bucket_step_px"),
+    ("bucket_no_upscale", "data.no_upscale"),
+    ("num_repeats", "data.repeats"),
+    ("flip_aug", "data.flip"),
+    ("caption_dropout_rate", "data.captions.dropout"),
+    ("caption_tag_dropout_rate", "data.captions.tag_dropout"),
+    ("shuffle_caption", "data.captions.shuffle"),
+    ("max_token_length", "data.max_tokens"),
+    ("prior_loss_weight", "prior.weight"),
     ("output_dir", "output.folder"),
 ];
 
