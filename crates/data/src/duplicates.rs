@@ -77,8 +77,8 @@ fn groups(looks: &[(usize, Look)]) -> Vec<Vec<usize>> {
         }
     }
     let mut groups = BTreeMap::<usize, Vec<usize>>::new();
-    for at in 0..looks.len() {
-        groups.entry(root(&mut earlier, at)).or_default().push(looks[at].0);
+    for (at, &(index, _)) in looks.iter().enumerate() {
+        groups.entry(root(&mut earlier, at)).or_default().push(index);
     }
     groups.into_values().filter(|group| group.len() > 1).collect()
 }

@@ -5,9 +5,12 @@
 //! - [`Folder`] is what was found: a sorted list of [`Sample`]s (picture, caption, weight) and of everything skipped.
 //! - [`Pixels`] is one picture as the network sees it: upright, over white, scaled to cover and cropped to the run's
 //!   size, (h, w, 3) in [-1, 1]. [`Crop`] says which part of the original that is.
+//! - [`BucketRules`] say which sizes a run uses and which one a picture goes to; [`Mask`] is where its loss counts.
+//! - [`survey()`] looks at every picture before the run, [`find_duplicates`] at what is there twice.
 //! - [`batch_at`] gives the pictures of any batch of a run, as a pure function of the seed and the batch's index.
 //!
-//! The reading order is the data flow: [`folder`], [`caption`], [`sample`], [`mod@decode`], [`mod@fit`], [`order`].
+//! The reading order is the data flow: [`folder`], [`caption`], [`sample`], [`order`]; and for pictures [`mod@decode`],
+//! [`mod@survey`], [`bucket`], [`mod@fit`], [`mask`], [`look`], [`duplicates`].
 //! The crate knows no model: which sizes a network accepts is the caller's business.
 //!
 //! # Example
