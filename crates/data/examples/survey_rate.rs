@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let assigned = rules.assign(original);
             fit_crop(&image, &Crop::centred(original, &assigned), assigned.bucket).map(drop)
         })
-        .filter(Result::is_ok)
+        .filter(|fitted| fitted.as_ref().inspect_err(|error| println!("{error}")).is_ok())
         .count();
     rate("decode and fit", num_fitted, megapixels, started.elapsed().as_secs_f64());
     Ok(())

@@ -19,6 +19,9 @@ pub(crate) struct Container {
     pub(crate) is_cmyk: bool,
     /// Passes over the picture that decoding takes. A small file may ask for very many.
     pub(crate) num_passes: u64,
+    /// What the file has at least if all of its picture is there: each block of a JPEG takes a bit. Less is a huge size
+    /// written into a small file.
+    pub(crate) least_bytes: u64,
     /// Coefficients that a JPEG's decoder keeps until its last pass, in bytes.
     coefficient_bytes: u64,
     /// What a WebP holds: the largest picture inside, in pixels, and half-bytes a pixel to decode it.
@@ -33,6 +36,7 @@ impl Container {
             may_be_transparent: true,
             is_cmyk: false,
             num_passes: 1,
+            least_bytes: 0,
             coefficient_bytes: 0,
             webp: (0, 0),
         };
@@ -89,8 +93,7 @@ fn jpeg(bytes: &[u8], plain: Container) -> Container {
             _ => rest = rest.iter().position(|&byte| byte == 0xff).map_or(&[], |at| &rest[at..]),
         }
     }
-    // Every block takes a bit at least: less than that is a huge size written into a small file.
-    found.is_whole &= bytes.len() as u64 * 8 >= frame.num_blocks();
+    found.least_bytes = frame.num_blocks() / 8;
     found.is_cmyk = frame.num_components == 4;
     found.coefficient_bytes = frame.coefficient_bytes();
     found

@@ -180,7 +180,7 @@ impl Opened {
 
     fn judge(path: &Path, bytes: Vec<u8>, format: ImageFormat) -> Result<Self, DataError> {
         let fail = |cause| DataError::ImageDecode { path: path.to_owned(), cause };
-        let container = Container::read(&bytes, format);
+        let (container, file_bytes) = (Container::read(&bytes, format), bytes.len() as u64);
         if !container.is_whole {
             return Err(DataError::ImageTruncated { path: path.to_owned() });
         }
@@ -195,6 +195,9 @@ impl Opened {
         let pixels = u64::from(width_px) * u64::from(height_px);
         if width_px.max(height_px) > MAX_SIDE_PX || pixels > MAX_PIXELS {
             return Err(DataError::ImageDimensions { path: path.to_owned(), width_px, height_px });
+        }
+        if file_bytes < container.least_bytes {
+            return Err(DataError::ImageTruncated { path: path.to_owned() });
         }
         if container.num_passes.saturating_mul(pixels) > MAX_PASS_PIXELS {
             return Err(DataError::ImagePasses { path: path.to_owned(), num_passes: container.num_passes });

@@ -28,7 +28,7 @@ pub struct Duplicates {
 /// Finds pictures that are there more than once in what a [`survey`](crate::survey()) returned. What could not be read
 /// is like nothing, and pictures of one colour or surveyed by their header alone have no look.
 ///
-/// Every pair of looks is compared: 10,000 pictures take a few hundredths of a second, 100,000 some seconds.
+/// Every pair of looks is compared: 10,000 pictures take a tenth of a second, 100,000 about five.
 pub fn find_duplicates(surveyed: &[Result<Surveyed, DataError>]) -> Duplicates {
     let seen = || surveyed.iter().enumerate().filter_map(|(index, result)| Some((index, result.as_ref().ok()?)));
     let mut by_content = BTreeMap::<_, Vec<usize>>::new();
@@ -77,8 +77,8 @@ fn groups(looks: &[(usize, Look)]) -> Vec<Vec<usize>> {
         }
     }
     let mut groups = BTreeMap::<usize, Vec<usize>>::new();
-    for at in 0..looks.len() {
-        groups.entry(root(&mut earlier, at)).or_default().push(looks[at].0);
+    for (at, &(index, _)) in looks.iter().enumerate() {
+        groups.entry(root(&mut earlier, at)).or_default().push(index);
     }
     groups.into_values().filter(|group| group.len() > 1).collect()
 }

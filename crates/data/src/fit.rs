@@ -74,14 +74,18 @@ impl Crop {
     /// The part that a picture of `size` shows, in pixels of an original of `original` (which may be a mask of another
     /// size than the picture): left, top, width, height.
     pub(crate) fn part_of(&self, original: Size, size: Size) -> [f64; 4] {
-        let scale_x = f64::from(original.width_px) / f64::from(self.resized_width_px);
-        let scale_y = f64::from(original.height_px) / f64::from(self.resized_height_px);
-        [
-            f64::from(self.left_px) * scale_x,
-            f64::from(self.top_px) * scale_y,
-            f64::from(size.width_px) * scale_x,
-            f64::from(size.height_px) * scale_y,
-        ]
+        let along = |offset: u32, side: u32, original: u32, resized: u32| {
+            let scaled = |length: u32| f64::from(length) * f64::from(original) / f64::from(resized.max(1));
+            let (start, mut length) = (scaled(offset), scaled(side));
+            // Where nothing is cropped away at the end, rounding must not reach beyond it: the resizer would refuse.
+            while start + length > f64::from(original) && offset.saturating_add(side) <= resized {
+                length = length.next_down();
+            }
+            (start, length)
+        };
+        let (left, width) = along(self.left_px, size.width_px, original.width_px, self.resized_width_px);
+        let (top, height) = along(self.top_px, size.height_px, original.height_px, self.resized_height_px);
+        [left, top, width, height]
     }
 }
 

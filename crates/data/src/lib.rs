@@ -4,13 +4,16 @@
 //!
 //! - A [`Source`] is a folder with its rules. [`Dataset`] is what was found in all of them: a sorted list of [`Sample`]s
 //!   (picture, text, mask, repeats), everything that was skipped, and all problems at once.
+//! - [`Inspection`] opens every picture before a run: what can be read, at which size it is trained ([`BucketRules`]);
+//!   [`find_duplicates`] says what is there twice.
 //! - [`CaptionRules`] make the caption of a showing, [`Pixels`] is its picture as the network sees it: upright, over
-//!   white, scaled to cover and cropped, (h, w, 3) in [-1, 1]. [`Crop`] says which part of the original that is.
+//!   white, scaled to cover and cropped, (h, w, 3) in [-1, 1]. [`Crop`] says which part of the original that is, [`Mask`]
+//!   where its loss counts.
 //! - [`Order`] gives the showings of any batch of a run, as a pure function of the seed and the batch's index.
 //!
-//! The reading order is the data flow: [`source`], [`dataset`], [`findings`], [`caption`], [`sample`], [`order`],
-//! [`mod@decode`], [`bucket`], [`mod@fit`]. The crate knows no model: which sizes a network accepts is the caller's
-//! business.
+//! The reading order is the data flow: [`source`], [`dataset`], [`findings`], [`caption`], [`sample`], [`order`]; and for
+//! pictures [`mod@decode`], [`mod@survey`], [`bucket`], [`inspection`], [`mod@fit`], [`mask`], [`look`], [`duplicates`].
+//! The crate knows no model: which sizes a network accepts is the caller's business.
 //!
 //! # Example
 //!
@@ -68,6 +71,7 @@ pub mod findings;
 pub mod fit;
 mod folder;
 pub mod folder_name;
+pub mod inspection;
 pub mod look;
 pub mod mask;
 mod mask_files;
@@ -93,6 +97,7 @@ pub use error::DataError;
 pub use findings::{CaptionCounts, Layout, Place, SkipReason, Skipped, Warning};
 pub use fit::{Crop, Pixels, fit, fit_crop};
 pub use image::{GrayImage, RgbImage};
+pub use inspection::{Fitted, Inspection, Picture, Unreadable};
 pub use look::Look;
 pub use mask::{Mask, read_mask};
 pub use metadata::LineFault;

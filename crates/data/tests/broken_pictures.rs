@@ -457,14 +457,14 @@ fn png_of_chunks(
     let sizes = [width.to_be_bytes(), height.to_be_bytes()].concat();
     let header = [sizes, vec![depth, color, 0, 0, u8::from(is_interlaced)]].concat();
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
-    bytes.extend(chunk(b"IHDR", &header));
-    extra.iter().for_each(|(id, data)| bytes.extend(chunk(id, data)));
-    bytes.extend(chunk(b"IDAT", pixels));
-    bytes.extend(chunk(b"IEND", &[]));
+    bytes.extend(chunk(*b"IHDR", &header));
+    extra.iter().for_each(|(id, data)| bytes.extend(chunk(*id, data)));
+    bytes.extend(chunk(*b"IDAT", pixels));
+    bytes.extend(chunk(*b"IEND", &[]));
     bytes
 }
 
-fn chunk(id: &[u8; 4], data: &[u8]) -> Vec<u8> {
+fn chunk(id: [u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [id.as_slice(), data].concat();
     // the CRC-32 of the PNG specification, annex D
     let crc = !body.iter().fold(u32::MAX, |crc, &byte| {

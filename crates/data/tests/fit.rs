@@ -1,6 +1,6 @@
 //! Scaling and cropping: the geometry, and that the pixels are where the geometry says.
 
-use loralei_data::{Crop, DataError, RgbImage, fit};
+use loralei_data::{Crop, DataError, RgbImage, Size, fit, fit_crop};
 use proptest::prelude::*;
 
 /// Back to 8 bits.
@@ -103,6 +103,36 @@ fn sizes_that_make_no_sense_are_errors() {
     {
         let error = fit(&RgbImage::new(image.0, image.1), width, height).unwrap_err();
         assert!(matches!(error, DataError::FitSize { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn a_crop_of_another_picture_or_beyond_the_scaled_one_is_an_error() {
+    let image = pattern(30, 20);
+    let crop = Crop::cover((30, 20), (10, 10));
+    for (crop, size) in [
+        (Crop::cover((31, 20), (10, 10)), Size::new(10, 10)),
+        (crop, Size::new(16, 10)),
+        (Crop { left_px: u32::MAX, ..crop }, Size::new(10, 10)),
+    ] {
+        assert!(matches!(fit_crop(&image, &crop, size), Err(DataError::FitSize { .. })), "{crop:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    /// Scaling is in floating point: the end of the part must not be rounded to beyond the end of the picture.
+    #[test]
+    fn every_picture_fits_every_size_mirrored_or_not(
+        w in 1_u32..1_500, h in 1_u32..60, tw in 1_u32..900, th in 1_u32..60, is_turned: bool,
+    ) {
+        let (w, h, tw, th) = if is_turned { (h, w, th, tw) } else { (w, h, tw, th) };
+        let image = RgbImage::from_pixel(w, h, [9, 90, 200].into());
+        let crop = Crop::cover((w, h), (tw, th));
+        for crop in [crop, crop.mirrored(tw)] {
+            let found = fit_crop(&image, &crop, Size::new(tw, th));
+            prop_assert!(found.as_ref().is_ok_and(|pixels| bytes(&pixels.data[..3]) == [9, 90, 200]), "{:?}", found.err());
+        }
     }
 }
 

@@ -119,7 +119,7 @@ proptest! {
         for y in 0..th / 8 {
             for x in 0..tw / 8 {
                 let cell = (0..64).map(|at| pixels.data[(((y * 8 + at / 8) * tw + x * 8 + at % 8) * 3) as usize]);
-                let expected = (cell.sum::<f32>() / 64.0 + 1.0) / 2.0;
+                let expected = f32::midpoint(cell.sum::<f32>() / 64.0, 1.0);
                 let found = mask.data[(y * (tw / 8) + x) as usize];
                 prop_assert!((found - expected).abs() < 0.02, "{} {} {} {}", x, y, found, expected);
             }

@@ -10,7 +10,9 @@ use image::ImageFormat;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::FilterType;
 use loralei_data::duplicates::MAX_LOOK_DISTANCE;
-use loralei_data::{ContentHash, DataError, Depth, Look, Note, RgbImage, Size, Surveyed, find_duplicates, survey};
+use loralei_data::{
+    ContentHash, DataError, Depth, Duplicates, Look, Note, RgbImage, Size, Surveyed, find_duplicates, survey,
+};
 use proptest::prelude::*;
 
 /// A scene of soft blobs, different for each number: what photographs have and noise has not.
@@ -200,9 +202,10 @@ fn duplicates_are_grouped_by_content_and_by_look() {
 
     let found = find_duplicates(&survey(&paths, Depth::Header, |_| {}));
     assert_eq!((found.same_content.len(), found.same_look.len()), (2, 0));
-    assert_eq!(find_duplicates(&[]), Default::default());
+    assert_eq!(find_duplicates(&[]), Duplicates::default());
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as a survey returns it")]
 fn with_look(number: usize, look: u64) -> Result<Surveyed, DataError> {
     let content = ContentHash::of(&number.to_le_bytes());
     Ok(Surveyed { size: Size::new(1, 1), content, look: Some(Look(look)), has_alpha: false, notes: vec![] })

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use crate::adamw::AdamWSettings;
 use crate::config::{
-    Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, PriorConfig, PriorKind,
+    Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig,
     SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets, TrainConfig,
 };
+use crate::data_plan::{DataPlan, PriorPlan};
 use crate::error::{TrainError, Violation};
 use crate::learning_rate::LearningRateSchedule;
 use loralei_model::{DeviceChoice, NumberTypes, Prediction};
@@ -43,17 +44,6 @@ pub struct ComponentPlan {
     pub learning_rate: f64,
 }
 
-/// The term that holds the adapter to the base on other captions.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PriorPlan {
-    /// Beside the loss of the images; finite, above 0.
-    pub weight: f64,
-    /// The term is part of steps 0, n, 2n, ...; 1 or more.
-    pub every_steps: u64,
-    /// File of captions, one a line.
-    pub captions: Option<PathBuf>,
-}
-
 /// A training run, checked: every value is within its range.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -73,16 +63,8 @@ pub struct Plan {
     pub compute: Compute,
     /// Whether products of f32 on an NVIDIA card may be rounded.
     pub tf32: bool,
-    /// The folder of images.
-    pub images: PathBuf,
-    /// Width of the training images in pixels, above 0.
-    pub width_px: usize,
-    /// Height of the training images in pixels, above 0.
-    pub height_px: usize,
-    /// Caption of images without a caption file.
-    pub prompt: Option<String>,
-    /// Words put in front of captions that lack them; not empty.
-    pub trigger: Option<String>,
+    /// Images, captions, masks.
+    pub data: DataPlan,
     /// Factors in the U-Net; `None` if it stays frozen. At least one component is trained.
     pub unet: Option<ComponentPlan>,
     /// Factors in the text encoder; `None` if it stays frozen.
@@ -126,16 +108,14 @@ impl Plan {
         let mut checks = Checks::default();
         let base = checks.base(&config.model.base);
         let (dtype, number_types) = checks.number_types(&config.model);
-        let images = checks.images(config.data.images.as_deref());
-        let width_px = checks.size("data.width_px", config.data.width_px, config.data.size_px);
-        let height_px = checks.size("data.height_px", config.data.height_px, config.data.size_px);
+        let data = checks.data(&config.data);
         let (unet, text_encoder) = checks.components(&config.lora, config.optimizer.learning_rate);
         let (adamw, max_grad_norm) = checks.optimizer(&config.optimizer);
         checks.steps(&config.train);
         let schedule = checks.schedule(&config.schedule, config.train.steps);
-        let prior = checks.prior(&config.prior);
+        let prior = checks.prior(&config.prior, &data);
         let samples = checks.samples(&config.samples);
-        let (output_folder, output_name) = checks.output(config, &images);
+        let (output_folder, output_name) = checks.output(config, data.first_folder());
         if !checks.violations.is_empty() {
             return Err(TrainError::Settings { violations: checks.violations });
         }
@@ -149,11 +129,7 @@ impl Plan {
             ops: config.model.ops,
             compute: config.model.compute,
             tf32: config.model.tf32,
-            images,
-            width_px,
-            height_px,
-            prompt: config.data.prompt.clone(),
-            trigger: config.data.trigger.as_deref().map(str::trim).filter(|t| !t.is_empty()).map(str::to_string),
+            data,
             unet,
             text_encoder,
             adamw,
@@ -179,25 +155,37 @@ impl Plan {
     }
 }
 
+/// What was found wrong so far.
 #[derive(Default)]
-struct Checks {
+pub(crate) struct Checks {
     violations: Vec<Violation>,
     warnings: Vec<String>,
 }
 
 impl Checks {
-    fn refuse(&mut self, key: &str, problem: impl Into<String>, hint: impl Into<String>) {
+    pub(crate) fn refuse(&mut self, key: &str, problem: impl Into<String>, hint: impl Into<String>) {
         self.violations.push(Violation { key: key.to_string(), problem: problem.into(), hint: hint.into() });
     }
 
-    fn at_least_one(&mut self, key: &str, value: u64, usual: &str) {
+    pub(crate) fn at_least_one(&mut self, key: &str, value: u64, usual: &str) {
         if value < 1 {
             self.refuse(key, format!("{value} is below 1"), format!("set `{key}` to 1 or more; {usual}"));
         }
     }
 
+    /// Refuses a key unless it is refused already.
+    pub(crate) fn refuse_once(&mut self, key: &str, problem: impl Into<String>, hint: impl Into<String>) {
+        if self.violations.iter().all(|violation| violation.key != key) {
+            self.refuse(key, problem, hint);
+        }
+    }
+
+    pub(crate) fn has_violations(&self) -> bool {
+        !self.violations.is_empty()
+    }
+
     /// `usual` is what the hint recommends.
-    fn within(&mut self, key: &str, value: f64, is_allowed: impl Fn(f64) -> bool, range: &str, usual: f64) {
+    pub(crate) fn within(&mut self, key: &str, value: f64, is_allowed: impl Fn(f64) -> bool, range: &str, usual: f64) {
         if !value.is_finite() || !is_allowed(value) {
             self.refuse(
                 key,
@@ -236,26 +224,6 @@ impl Checks {
         }
         self.within("samples.guidance_scale", samples.guidance_scale, |g| g >= 0.0, "of 0 or more", 7.5);
         (!samples.prompts.is_empty()).then(|| samples.clone())
-    }
-
-    fn images(&mut self, images: Option<&Path>) -> PathBuf {
-        let images = images.unwrap_or(Path::new(""));
-        if images.as_os_str().is_empty() {
-            self.refuse("data.images", "is not set", "name the folder of images with --images or `data.images`");
-        }
-        images.to_path_buf()
-    }
-
-    fn size(&mut self, key: &str, own: Option<usize>, size_px: usize) -> usize {
-        let (key, size_px) = own.map_or(("data.size_px", size_px), |own| (key, own));
-        if !(8..=8192).contains(&size_px) && !self.violations.iter().any(|v| v.key == key) {
-            self.refuse(
-                key,
-                format!("{size_px} is not within 8 to 8192"),
-                "512 suits Stable Diffusion 1, 768 its version 2",
-            );
-        }
-        size_px
     }
 
     fn components(&mut self, lora: &LoraConfig, learning_rate: f64) -> (Option<ComponentPlan>, Option<ComponentPlan>) {
@@ -354,13 +322,6 @@ impl Checks {
             self.warnings.push(format!("`schedule.final_ratio` {final_ratio} has no effect: the schedule is constant"));
         }
         LearningRateSchedule { kind, warmup_steps, steps, final_ratio }
-    }
-
-    fn prior(&mut self, prior: &PriorConfig) -> Option<PriorPlan> {
-        self.within("prior.weight", prior.weight, |weight| weight > 0.0, "above 0", 1.0);
-        self.at_least_one("prior.every_steps", prior.every_steps, "2 is every second step");
-        let PriorConfig { weight, every_steps, .. } = *prior;
-        (prior.kind == PriorKind::Base).then(|| PriorPlan { weight, every_steps, captions: prior.captions.clone() })
     }
 
     fn output(&mut self, config: &TrainConfig, images: &Path) -> (PathBuf, String) {
