@@ -178,12 +178,17 @@ impl Base {
     /// # Errors
     /// [`ModelError::SizeDoesNotFit`], with the multiple that fits.
     pub fn check_size(&self, width_px: usize, height_px: usize) -> Result<()> {
-        let multiple_px = self.vae.downsampling() * self.unet.total_downsampling();
+        let multiple_px = self.size_multiple_px();
         let fits = |size: usize| size > 0 && size.is_multiple_of(multiple_px);
         if fits(width_px) && fits(height_px) {
             return Ok(());
         }
         Err(ModelError::SizeDoesNotFit { width_px, height_px, multiple_px })
+    }
+
+    /// Sides of pictures must be multiples of it: 64 for Stable Diffusion 1 and 2.
+    pub fn size_multiple_px(&self) -> usize {
+        self.vae.downsampling() * self.unet.total_downsampling()
     }
 
     /// Loads the U-Net, with factors where `injection` says.

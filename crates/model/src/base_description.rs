@@ -87,7 +87,7 @@ impl BaseDescription {
             prediction: base.noise_schedule().prediction(),
             zero_terminal_snr: base.noise_schedule().config().rescale_betas_zero_snr,
             native_size_px: base.native_size_px(),
-            size_multiple_px: base.vae_config().downsampling() * base.unet_config().total_downsampling(),
+            size_multiple_px: base.size_multiple_px(),
             text_width,
             text_positions: base.text_encoder_positions(),
             parts,

@@ -46,6 +46,12 @@ pub enum Purpose {
     Weights,
     /// Inputs and shapes for checking operations.
     Check,
+    /// As [`Purpose::Noise`], for images of the class.
+    PriorNoise,
+    /// As [`Purpose::Timesteps`], for images of the class.
+    PriorTimesteps,
+    /// As [`Purpose::LatentSample`], for images of the class.
+    PriorLatentSample,
 }
 
 impl Purpose {
@@ -71,6 +77,9 @@ impl Purpose {
             Purpose::SamplerNoise => (11, 0),
             Purpose::Weights => (12, 0),
             Purpose::Check => (13, 0),
+            Purpose::PriorNoise => (14, 0),
+            Purpose::PriorTimesteps => (15, 0),
+            Purpose::PriorLatentSample => (16, 0),
         }
     }
 }

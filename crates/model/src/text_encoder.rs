@@ -108,6 +108,11 @@ impl TextEncoder {
         self.layers.len()
     }
 
+    /// Tokens that it takes at once: 77.
+    pub fn num_positions(&self) -> usize {
+        self.position_embedding.dims().first().copied().unwrap_or(1)
+    }
+
     /// `input_ids`: (b, l) i64, l at most 77, every id below the vocabulary's size. Returns the last hidden state after
     /// the final norm: (b, l, d).
     ///

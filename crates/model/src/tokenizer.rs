@@ -25,7 +25,7 @@ pub struct TokenizerFiles {
 /// A prompt as numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// Start mark, tokens, end mark, padding: as many as the encoder has positions.
+    /// Start mark, tokens, end mark, padding: as many as the encoder has positions, for each chunk.
     pub input_ids: Vec<i64>,
     /// Tokens of the text that did not fit and were cut, marks not counted.
     pub num_cut: usize,
@@ -100,9 +100,20 @@ impl Tokenizer {
     /// # Errors
     /// Text that the tokenizer cannot encode.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
+        self.encode_in_chunks(text, 1)
+    }
+
+    /// The text as ids in `num_chunks` chunks, each with marks of its own and as many as the encoder has positions; cut to
+    /// what fits.
+    ///
+    /// # Errors
+    /// Text that the tokenizer cannot encode.
+    pub fn encode_in_chunks(&self, text: &str, num_chunks: usize) -> Result<Tokens> {
         let ids = self.ids(text)?;
-        let kept = &ids[..ids.len().min(self.room())];
-        Ok(Tokens { input_ids: self.with_marks(kept), num_cut: ids.len() - kept.len() })
+        let room = self.room();
+        let kept = &ids[..ids.len().min(num_chunks * room)];
+        let chunk = |i: usize| self.with_marks(&kept[kept.len().min(i * room)..]);
+        Ok(Tokens { input_ids: (0..num_chunks).flat_map(chunk).collect(), num_cut: ids.len() - kept.len() })
     }
 
     /// The text as ids, however many, without marks.

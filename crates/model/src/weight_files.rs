@@ -1,6 +1,7 @@
 //! The tensors of one network under the names that diffusers gives them, whatever the file calls them.
 
 use loralei_adapter::{AdapterError, TensorBytes, TensorFiles, TensorInfo};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -95,6 +96,25 @@ impl WeightFiles {
             Some(third) => bytes.part(third, 3),
             None => bytes,
         })
+    }
+
+    /// What the network is, to the byte: the SHA-256 over names, types, shapes and numbers of all its tensors. Reads them all.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn fingerprint(&self) -> Result<String, AdapterError> {
+        const NUMBERS_AT_ONCE: usize = 1 << 20;
+        let (mut hash, mut buffer) = (Sha256::new(), Vec::new());
+        for name in self.names() {
+            let bytes = self.bytes(name)?;
+            hash.update(format!("{name} {} {:?}\n", bytes.dtype(), bytes.shape()));
+            let count: usize = bytes.shape().iter().product();
+            for first in (0..count).step_by(NUMBERS_AT_ONCE) {
+                bytes.read(first, NUMBERS_AT_ONCE.min(count - first), &mut buffer)?;
+                hash.update(&buffer);
+            }
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn place(&self, name: &str) -> Result<&Place, AdapterError> {

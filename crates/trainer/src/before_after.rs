@@ -2,21 +2,15 @@
 
 use std::path::PathBuf;
 
-use candle_core::Tensor;
-use loralei_model::{
-    Base, Conditioner, DrawingSettings, EncodedPrompts, NoiseSource, TextEncoder, TextStage, Vae, draw_latents, ops,
-    without_factors,
-};
-use loralei_picture::{Grid, Picture};
+use loralei_model::{Base, TextEncoder, without_factors};
+use loralei_picture::Grid;
 
 use crate::config::SamplesConfig;
+use crate::drawer::Drawer;
 use crate::error::TrainError;
 use crate::event::Event;
 use crate::network::Network;
 use crate::plan::Plan;
-
-/// Latents that are drawn together: as many pictures as this is times theirs, so that large ones come one by one.
-const LATENTS_AT_ONCE: usize = 64 * 64;
 
 /// How much the pictures changed.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,13 +46,26 @@ impl SampleRun<'_> {
         let more = (num_loaded..self.base.num_text_encoders()).map(|i| self.base.load_text_encoder(i, None));
         let more = more.collect::<Result<Vec<_>, _>>()?;
         let encoders: Vec<&TextEncoder> = self.network.text_encoders().iter().chain(&more).collect();
+        let plan = self.plan;
+        let drawer = Drawer {
+            base: self.base,
+            unet: self.network.unet(),
+            schedule: self.network.schedule(),
+            vae: &vae,
+            size_px: plan.data.largest_px(),
+            settings: self.samples,
+        };
+        let seeds: Vec<u64> = (0..self.samples.prompts.len() as u64).map(|i| self.samples.seed.wrapping_add(i)).collect();
         let mut done = 0;
         let mut progress = |steps: usize| {
             done += steps as u64;
             events(Event::PhaseProgress { done });
         };
-        let before = without_factors(|| self.pictures(&encoders, &vae, &mut progress))?;
-        let after = self.pictures(&encoders, &vae, &mut progress)?;
+        let mut pictures = || {
+            let encoded = drawer.encode(&encoders, &self.samples.prompts)?;
+            drawer.pictures(&encoded, seeds.clone(), &mut progress)
+        };
+        let (before, after) = (without_factors(&mut pictures)?, pictures()?);
         let path = self.plan.output_folder.join("before-after.png");
         let prompts = &self.samples.prompts;
         let rows = prompts.iter().zip(before.iter().zip(&after));
@@ -75,54 +82,6 @@ impl SampleRun<'_> {
     }
 
     fn has_trigger(&self, prompt: &str) -> bool {
-        self.plan.trigger.as_deref().is_none_or(|trigger| prompt.contains(trigger))
-    }
-
-    /// One picture of each prompt.
-    fn pictures(
-        &self,
-        encoders: &[&TextEncoder],
-        vae: &Vae,
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Vec<Picture>, TrainError> {
-        let (samples, side) = (self.samples, self.base.vae_config().downsampling());
-        let size = (self.base.vae_config().latent_channels, self.plan.height_px / side, self.plan.width_px / side);
-        let settings = DrawingSettings {
-            sampler: samples.sampler.0,
-            steps: samples.steps,
-            guidance_scale: samples.guidance_scale,
-        };
-        let at_once = (LATENTS_AT_ONCE / (size.1 * size.2)).max(1);
-        let encoded = self.encode(encoders)?;
-        let mut pictures = Vec::with_capacity(encoded.len());
-        // Prompts of another number of chunks cannot be drawn together.
-        let runs = encoded.chunk_by(|a, b| a.prompt.dims() == b.prompt.dims()).flat_map(|run| run.chunks(at_once));
-        for prompts in runs {
-            let first = pictures.len() as u64;
-            let seeds = (first..first + prompts.len() as u64).map(|i| samples.seed.wrapping_add(i)).collect();
-            let (unet, schedule) = (self.network.unet(), self.network.schedule());
-            let noise = NoiseSource::Seeds(seeds);
-            let latents = draw_latents(unet, schedule, prompts, &noise, size, &settings, &mut |_| {
-                progress(prompts.len());
-            })?;
-            for j in 0..prompts.len() {
-                pictures.push(self.decode(vae, &latents.narrow(0, j, 1)?)?);
-            }
-        }
-        Ok(pictures)
-    }
-
-    fn encode(&self, encoders: &[&TextEncoder]) -> Result<Vec<EncodedPrompts>, TrainError> {
-        let tokenizers = (0..encoders.len()).map(|i| self.base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
-        let stages = tokenizers.iter().zip(encoders).map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
-        let conditioner = Conditioner::new(stages.collect(), 1)?;
-        let encode = |prompt: &String| conditioner.encode(prompt, &self.samples.negative);
-        let encoded = ops::without_graph(|| self.samples.prompts.iter().map(encode).collect::<Result<Vec<_>, _>>())?;
-        Ok(encoded)
-    }
-
-    fn decode(&self, vae: &Vae, latents: &Tensor) -> Result<Picture, TrainError> {
-        let pixels = ops::without_graph(|| vae.decode(latents))?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(Picture::from_unit(&pixels, (self.plan.width_px as u32, self.plan.height_px as u32))?)
+        self.plan.data.trigger.as_deref().is_none_or(|trigger| prompt.contains(trigger))
     }
 }

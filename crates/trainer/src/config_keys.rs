@@ -1,7 +1,7 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 78] = [
+pub(crate) const KEYS: [&str; 79] = [
     "preset",
     "model.base",
     "model.prediction",

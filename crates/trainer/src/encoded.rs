@@ -1,199 +1,339 @@
-//! The data of a run as the network takes it, computed once: latents by the autoencoder, captions by the tokenizer and,
-//! where the text encoder stays frozen, by the text encoder. Each network is dropped when its part is done.
-//!
-//! Latents are kept as mean and standard deviation, so that every step can draw a sample of its own.
+//! The images of a run as the network takes them: latents by the autoencoder, computed once for each image, crop and
+//! side, and kept as mean and standard deviation, so that every step can draw a sample of its own.
 
-use candle_core::{Device, Tensor};
-use loralei_data::{Folder, Sample};
-use loralei_model::{Base, Checkpointing, Tokens};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
+use candle_core::{DType, Device, Tensor};
+use loralei_data::{Batch, CaptionRules, CaptionText, ContentHash, Fitted, Order, Picture, Size, Stream, flipped};
+use loralei_model::{Base, Draw, Vae};
+
+use crate::encoded_store::{EncodedStore, Entry, Key};
 use crate::error::TrainError;
 use crate::event::Event;
-use crate::network::{Text, tensor};
-use loralei_model::Draw;
+use crate::network::tensor;
+use crate::training_images::TrainingImages;
 
-/// One sample's posterior: (4, h, w) each, f32, not yet scaled.
-struct Latents {
-    mean: Tensor,
-    std: Tensor,
+/// Fitted images that wait for the autoencoder: the next one is read while one is encoded.
+const READ_AHEAD: usize = 2;
+
+/// One image, encoded.
+#[derive(Debug, Clone)]
+struct EncodedImage {
+    latents: Key,
+    /// Of the mirrored image, if it is shown mirrored.
+    mirrored: Option<Key>,
+    size: Size,
+    repeats: u32,
+    weight: f32,
+    rules: CaptionRules,
+    caption: CaptionText,
 }
 
-/// One caption.
-enum Caption {
-    /// Token ids (77) of each encoder.
-    Tokens(Vec<Vec<i64>>),
-    /// (77, d).
-    Encoded(Tensor),
+/// Images of one kind, and the order in which a run sees them.
+pub struct EncodedImages {
+    images: Vec<EncodedImage>,
+    order: Order,
+    seed: u64,
 }
 
-/// The whole data set.
+/// An image in a micro-batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shown {
+    /// Which one.
+    pub image: usize,
+    /// Whether left and right are exchanged.
+    pub is_mirrored: bool,
+    /// Its caption this time.
+    pub caption: String,
+}
+
+/// Latents of a micro-batch.
+pub struct Latents {
+    /// Scaled, drawn from each image's posterior: (b, 4, h, w), f32.
+    pub latents: Tensor,
+    /// Where the loss counts: (b, 1, h, w), f32; `None` if it does everywhere.
+    pub loss_mask: Option<Tensor>,
+    /// How much each image counts: b numbers.
+    pub sample_weight: Vec<f32>,
+}
+
+impl EncodedImages {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.images.is_empty()
+    }
+
+    /// Micro-batches in an epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.order.batches_per_epoch()
+    }
+
+    /// Sizes with the number of images of each.
+    pub fn sizes(&self) -> Vec<(Size, u64)> {
+        let mut counts = BTreeMap::new();
+        for image in &self.images {
+            *counts.entry(image.size).or_default() += u64::from(image.repeats);
+        }
+        counts.into_iter().collect()
+    }
+
+    /// Micro-batch number `index` of the run: 1 to the batch size images, all of one size.
+    pub fn shown(&self, index: u64) -> Vec<Shown> {
+        let Batch { epoch, showings } = self.order.batch(index);
+        let shown = |showing: loralei_data::Showing| {
+            let image = &self.images[showing.sample];
+            let mut draw = Stream::new(self.seed, epoch, showing, loralei_data::Purpose::Caption);
+            Shown {
+                image: showing.sample,
+                is_mirrored: image.mirrored.is_some() && flipped(self.seed, epoch, showing),
+                caption: image.rules.caption(&image.caption, &mut draw),
+            }
+        };
+        showings.into_iter().map(shown).collect()
+    }
+
+    /// Whether any caption differs from one showing to the next.
+    pub fn captions_vary(&self) -> bool {
+        self.images.iter().any(|image| image.rules.varies(&image.caption))
+    }
+
+    /// The caption of each image in the first epoch.
+    pub fn first_captions(&self) -> impl Iterator<Item = String> {
+        self.images.iter().enumerate().map(|(sample, image)| {
+            let showing = loralei_data::Showing { sample, repeat: 0 };
+            let mut draw = Stream::new(self.seed, 0, showing, loralei_data::Purpose::Caption);
+            image.rules.caption(&image.caption, &mut draw)
+        })
+    }
+}
+
+/// The data set of a run.
 pub struct EncodedData {
-    latents: Vec<Latents>,
+    /// What is learned.
+    pub subject: EncodedImages,
+    /// Images of the class.
+    pub class: EncodedImages,
+    store: Arc<EncodedStore>,
     scaling_factor: f64,
-    captions: BTreeMap<String, Caption>,
-    caption_of: Vec<String>,
-    weights: Vec<f32>,
-    /// Captions of the prior, not of any image.
-    prior: Vec<String>,
+    outside_mask_weight: f32,
+}
+
+/// How images are encoded and ordered.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoding<'a> {
+    /// Seed of order, captions and mirroring.
+    pub seed: u64,
+    /// Images of a micro-batch.
+    pub batch_size: usize,
+    /// Weight in the loss of what masks leave out, 0 to 1.
+    pub outside_mask_weight: f32,
+    /// Whether an image that cannot be decoded is an error; otherwise it is left out, and said.
+    pub strict: bool,
+    /// What the numbers also depend on: device and operations.
+    pub computed_by: &'a str,
 }
 
 impl EncodedData {
-    /// Encodes every sample of `folder` at a size in pixels; captions too, with those of the `prior`, unless the text
-    /// encoder is trained: then they stay tokens.
+    /// Encodes every image that `store` does not have.
     ///
     /// # Errors
-    /// An image that cannot be read, a network that cannot be loaded.
-    pub fn new(
+    /// The autoencoder cannot be loaded, the store cannot be written, an image cannot be read though the encoding is
+    /// strict, or none is left.
+    pub(crate) fn new(
         base: &Base,
-        folder: &Folder,
-        (width_px, height_px): (usize, usize),
-        text_is_trained: bool,
-        prior: Vec<String>,
+        images: &TrainingImages,
+        store: Arc<EncodedStore>,
+        encoding: Encoding,
         events: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
-        let (latents, scaling_factor) = encode_images(base, &folder.samples, (width_px, height_px), events)?;
-        let caption_of: Vec<String> = folder.samples.iter().map(|sample| sample.caption.clone()).collect();
-        let tokens = tokenize(base, caption_of.iter().chain(&prior), events)?;
-        let captions = if text_is_trained { keep_tokens(tokens) } else { encode_captions(base, tokens, events)? };
-        let weights = folder.samples.iter().map(|sample| sample.weight).collect();
-        Ok(Self { latents, scaling_factor, captions, caption_of, weights, prior })
-    }
-
-    /// Number of samples.
-    pub fn len(&self) -> usize {
-        self.latents.len()
-    }
-
-    /// Whether there is no sample.
-    pub fn is_empty(&self) -> bool {
-        self.latents.is_empty()
-    }
-
-    /// Scaled latents of samples `indices`, (b, 4, h, w): a draw from each posterior that depends only on the place.
-    ///
-    /// # Errors
-    /// If the samples differ in size.
-    pub fn latents(&self, indices: &[usize], draw: Draw) -> Result<Tensor, TrainError> {
-        let stack = |pick: fn(&Latents) -> &Tensor| {
-            Tensor::stack(&indices.iter().map(|i| pick(&self.latents[*i])).collect::<Vec<_>>(), 0)
+        let mut encoder = ImageEncoder::new(base, &store, encoding)?;
+        encoder.encode(images.subject.iter().chain(&images.class), events)?;
+        let encoded = |pictures: &[Picture], seed: u64| {
+            let kept = pictures.iter().filter(|picture| !encoder.failed.contains(&picture.sample.path));
+            let kept: Vec<EncodedImage> = kept.map(|picture| encoder.encoded(picture, images.rules(picture))).collect();
+            let order = Order::new(seed, encoding.batch_size, kept.iter().map(|image| (image.size, image.repeats)));
+            EncodedImages { images: kept, order, seed }
         };
-        let (mean, std) = (stack(|l| &l.mean)?, stack(|l| &l.std)?); // (b, 4, h, w)
+        // Two orders of the same seed would show images of the same place together.
+        let (subject, class) = (encoded(&images.subject, encoding.seed), encoded(&images.class, !encoding.seed));
+        if subject.is_empty() {
+            let path = images.sources.first().map(|source| source.path.clone()).unwrap_or_default();
+            return Err(loralei_data::DataError::NoImages { path, num_skipped: encoder.failed.len() }.into());
+        }
+        let (scaling_factor, outside_mask_weight) = (base.vae_config().scaling_factor, encoding.outside_mask_weight);
+        Ok(Self { subject, class, store, scaling_factor, outside_mask_weight })
+    }
+
+    /// Latents of `shown`, which are of `images`; the draw from each posterior depends only on the place.
+    ///
+    /// # Errors
+    /// An entry that was removed from the store while the run goes on.
+    pub fn latents(&self, images: &EncodedImages, shown: &[Shown], draw: Draw) -> Result<Latents, TrainError> {
+        let keys = shown.iter().map(|shown| {
+            let image = &images.images[shown.image];
+            image.mirrored.as_ref().filter(|_| shown.is_mirrored).unwrap_or(&image.latents)
+        });
+        let entries = keys.map(|key| self.entry(key)).collect::<Result<Vec<_>, _>>()?;
+        let stack = |name: &str| -> Result<Tensor, TrainError> {
+            let of_each = entries.iter().map(|entry| entry.get(name).ok_or(TrainError::EncodedMissing));
+            Ok(Tensor::stack(&of_each.collect::<Result<Vec<_>, _>>()?, 0)?)
+        };
+        let (mean, std) = (stack(MEAN)?, stack(STD)?); // (b, 4, h, w)
         let noise = tensor(draw.standard_normal(mean.elem_count()), mean.shape())?;
-        Ok(((mean + (std * noise)?)? * self.scaling_factor)?)
+        Ok(Latents {
+            latents: ((&mean + (std * noise)?)? * self.scaling_factor)?,
+            loss_mask: self.loss_mask(&entries, &mean)?,
+            sample_weight: shown.iter().map(|shown| images.images[shown.image].weight).collect(),
+        })
     }
 
-    /// The captions of samples `indices`.
-    ///
-    /// # Errors
-    /// If captions differ in length, which the tokenizer excludes.
-    pub fn text(&self, indices: &[usize]) -> Result<Text, TrainError> {
-        self.text_of(&indices.iter().map(|i| &self.caption_of[*i]).collect::<Vec<_>>())
+    fn entry(&self, key: &Key) -> Result<Entry, TrainError> {
+        self.store.get(key)?.ok_or(TrainError::EncodedMissing)
     }
 
-    /// `b` captions of the prior, drawn at a place; `None` if there are none.
-    ///
-    /// # Errors
-    /// As [`EncodedData::text`].
-    pub fn prior_text(&self, b: usize, draw: Draw) -> Result<Option<Text>, TrainError> {
-        if self.prior.is_empty() {
+    /// (b, 1, h, w), where an image without a mask counts everywhere.
+    fn loss_mask(&self, entries: &[Entry], mean: &Tensor) -> Result<Option<Tensor>, TrainError> {
+        if entries.iter().all(|entry| !entry.contains_key(MASK)) {
             return Ok(None);
         }
-        let drawn = draw.integers(0..self.prior.len() as i64, b);
-        self.text_of(&drawn.iter().map(|i| &self.prior[*i as usize]).collect::<Vec<_>>()).map(Some)
-    }
-
-    fn text_of(&self, captions: &[&String]) -> Result<Text, TrainError> {
-        let b = captions.len();
-        let captions: Vec<&Caption> = captions.iter().filter_map(|caption| self.captions.get(*caption)).collect();
-        let encoded: Vec<&Tensor> =
-            captions.iter().filter_map(|c| if let Caption::Encoded(text) = c { Some(text) } else { None }).collect();
-        if encoded.len() == b {
-            return Ok(Text::Encoded(Tensor::stack(&encoded, 0)?)); // (b, 77, d)
-        }
-        let tokens: Vec<&Vec<Vec<i64>>> =
-            captions.iter().filter_map(|c| if let Caption::Tokens(ids) = c { Some(ids) } else { None }).collect();
-        let num_encoders = tokens.first().map_or(0, |ids| ids.len());
-        let of_encoder = |e: usize| {
-            let ids: Vec<i64> = tokens.iter().flat_map(|ids| ids[e].iter().copied()).collect();
-            Tensor::from_vec(ids, (b, tokens[0][e].len()), &Device::Cpu) // (b, 77)
-        };
-        Ok(Text::Tokens((0..num_encoders).map(of_encoder).collect::<candle_core::Result<_>>()?))
-    }
-
-    /// How much each of samples `indices` counts.
-    pub fn weights(&self, indices: &[usize]) -> Vec<f32> {
-        indices.iter().map(|i| self.weights[*i]).collect()
-    }
-}
-
-fn encode_images(
-    base: &Base,
-    samples: &[Sample],
-    (width_px, height_px): (usize, usize),
-    events: &mut dyn FnMut(Event),
-) -> Result<(Vec<Latents>, f64), TrainError> {
-    let vae = base.load_vae()?;
-    events(Event::PhaseStarted { name: "encoding images".into(), total: Some(samples.len() as u64) });
-    let mut latents = Vec::with_capacity(samples.len());
-    for (i, sample) in samples.iter().enumerate() {
-        let (pixels, _) = sample.pixels(width_px as u32, height_px as u32)?;
-        let posterior = vae.encode(&tensor(pixels.data, (1, height_px, width_px, 3))?)?;
-        let (mean, std) = (posterior.mean.squeeze(0)?, posterior.std.squeeze(0)?); // (4, h, w)
-        let norm = mean.abs()?.sum_all()?.to_scalar::<f32>()? + std.abs()?.sum_all()?.to_scalar::<f32>()?;
-        if !norm.is_finite() {
-            return Err(TrainError::NonFiniteLatents { path: sample.path.clone() });
-        }
-        latents.push(Latents { mean, std });
-        events(Event::PhaseProgress { done: i as u64 + 1 });
-    }
-    Ok((latents, vae.scaling_factor()))
-}
-
-/// Every different caption as tokens; what does not fit into the encoder is said.
-fn tokenize<'a>(
-    base: &Base,
-    captions: impl Iterator<Item = &'a String>,
-    events: &mut dyn FnMut(Event),
-) -> Result<BTreeMap<String, Vec<Tokens>>, TrainError> {
-    let tokenizers = (0..base.num_text_encoders()).map(|i| base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
-    let mut tokens = BTreeMap::new();
-    for caption in captions {
-        if tokens.contains_key(caption) {
-            continue;
-        }
-        let of_each = tokenizers.iter().map(|t| t.encode(caption)).collect::<Result<Vec<_>, _>>()?;
-        if let Some(num_cut) = of_each.iter().map(|t| t.num_cut).max().filter(|n| *n > 0) {
-            let message = format!("the last {num_cut} tokens do not fit and are not learned from: caption {caption:?}");
-            events(Event::Warning { message });
-        }
-        tokens.insert(caption.clone(), of_each);
-    }
-    Ok(tokens)
-}
-
-fn keep_tokens(tokens: BTreeMap<String, Vec<Tokens>>) -> BTreeMap<String, Caption> {
-    let ids = |tokens: Vec<Tokens>| Caption::Tokens(tokens.into_iter().map(|t| t.input_ids).collect());
-    tokens.into_iter().map(|(caption, tokens)| (caption, ids(tokens))).collect()
-}
-
-fn encode_captions(
-    base: &Base,
-    tokens: BTreeMap<String, Vec<Tokens>>,
-    events: &mut dyn FnMut(Event),
-) -> Result<BTreeMap<String, Caption>, TrainError> {
-    let encoders =
-        (0..base.num_text_encoders()).map(|i| base.load_text_encoder(i, None)).collect::<Result<Vec<_>, _>>()?;
-    events(Event::PhaseStarted { name: "encoding captions".into(), total: Some(tokens.len() as u64) });
-    let mut encoded = BTreeMap::new();
-    for (caption, tokens) in tokens {
-        let parts = encoders.iter().zip(&tokens).map(|(encoder, tokens)| {
-            let ids = Tensor::from_slice(&tokens.input_ids, (1, tokens.input_ids.len()), &Device::Cpu)?;
-            encoder.forward(&ids, Checkpointing::None)?.squeeze(0) // (77, d)
+        let (_, _, h, w) = mean.dims4()?;
+        let outside = f64::from(self.outside_mask_weight);
+        let of_each = entries.iter().map(|entry| match entry.get(MASK) {
+            Some(mask) => mask.affine(1.0 - outside, outside)?.reshape((1, h, w)),
+            None => Tensor::ones((1, h, w), DType::F32, &Device::Cpu),
         });
-        let text = Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 1)?;
-        encoded.insert(caption, Caption::Encoded(text));
-        events(Event::PhaseProgress { done: encoded.len() as u64 });
+        Ok(Some(Tensor::stack(&of_each.collect::<candle_core::Result<Vec<_>>>()?, 0)?))
     }
-    Ok(encoded)
+}
+
+const MEAN: &str = "mean";
+const STD: &str = "std";
+const MASK: &str = "mask";
+
+/// Turns images into entries.
+struct ImageEncoder<'a> {
+    base: &'a Base,
+    store: &'a EncodedStore,
+    strict: bool,
+    /// What all keys share.
+    network: String,
+    masks: BTreeMap<PathBuf, Option<ContentHash>>,
+    failed: BTreeSet<PathBuf>,
+}
+
+impl<'a> ImageEncoder<'a> {
+    fn new(base: &'a Base, store: &'a EncodedStore, encoding: Encoding) -> Result<Self, TrainError> {
+        let fingerprint = base.vae_weights()?.fingerprint()?;
+        let network = format!("{fingerprint} {:?} {}", base.vae_config(), encoding.computed_by);
+        let (masks, failed) = (BTreeMap::new(), BTreeSet::new());
+        Ok(Self { base, store, strict: encoding.strict, network, masks, failed })
+    }
+
+    /// The key of an image: its content and its mask's, and what is done to them.
+    fn key(&self, picture: &Picture, is_mirrored: bool) -> Key {
+        let mask = picture.sample.mask.as_ref().and_then(|path| self.masks.get(path)).copied().flatten();
+        let mask = mask.map_or("no mask".to_owned(), |hash| hash.to_string());
+        let how = format!("{:?} {:?} {:?} {is_mirrored}", picture.surveyed.size, picture.assigned, picture.alpha);
+        Key::new("latents", &[&self.network, &picture.surveyed.content.to_string(), &mask, &how])
+    }
+
+    fn encoded(&self, picture: &Picture, rules: &CaptionRules) -> EncodedImage {
+        let sample = &picture.sample;
+        EncodedImage {
+            latents: self.key(picture, false),
+            mirrored: sample.flip.then(|| self.key(picture, true)),
+            size: picture.assigned.bucket,
+            repeats: sample.repeats,
+            weight: sample.weight,
+            rules: rules.clone(),
+            caption: sample.caption.clone(),
+        }
+    }
+
+    fn encode<'p>(
+        &mut self,
+        pictures: impl Iterator<Item = &'p Picture>,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<(), TrainError> {
+        let pictures: Vec<&Picture> = pictures.collect();
+        for path in pictures.iter().filter_map(|picture| picture.sample.mask.as_ref()) {
+            // A mask that cannot be read fails with its image, below.
+            let hash = std::fs::read(path).ok().map(|bytes| ContentHash::of(&bytes));
+            self.masks.insert(path.clone(), hash);
+        }
+        let sides = |picture: &&'p Picture| if picture.sample.flip { vec![false, true] } else { vec![false] };
+        let all = pictures.iter().flat_map(|picture| sides(picture).into_iter().map(move |side| (*picture, side)));
+        let mut wanted = Vec::new();
+        let mut known = BTreeSet::new();
+        for (picture, side) in all {
+            let key = self.key(picture, side);
+            if known.insert(key.clone()) && self.store.get(&key)?.is_none() {
+                wanted.push((picture, side, key));
+            }
+        }
+        let num_kept = known.len() - wanted.len();
+        if let Some(folder) = self.store.folder().filter(|_| num_kept > 0) {
+            let message = format!("{num_kept} of {} encoded images come from `{}`", known.len(), folder.display());
+            events(Event::Note { message });
+        }
+        if wanted.is_empty() { Ok(()) } else { self.encode_wanted(&wanted, events) }
+    }
+
+    fn encode_wanted(
+        &mut self,
+        wanted: &[(&Picture, bool, Key)],
+        events: &mut dyn FnMut(Event),
+    ) -> Result<(), TrainError> {
+        let vae = self.base.load_vae()?;
+        let downsampling = self.base.vae_config().downsampling() as u32;
+        events(Event::PhaseStarted { name: "encoding images".into(), total: Some(wanted.len() as u64) });
+        std::thread::scope(|scope| {
+            let (sender, receiver) = sync_channel(READ_AHEAD);
+            scope.spawn(move || {
+                for (picture, side, _) in wanted {
+                    if sender.send(picture.fitted(downsampling, *side)).is_err() {
+                        return; // the run has ended
+                    }
+                }
+            });
+            for (done, ((picture, _, key), fitted)) in wanted.iter().zip(receiver).enumerate() {
+                match fitted {
+                    Ok(fitted) => self.store.put(key, encode_one(&vae, fitted, picture)?)?,
+                    Err(error) if self.strict => return Err(error.into()),
+                    Err(error) => {
+                        if self.failed.insert(picture.sample.path.clone()) {
+                            events(Event::Warning { message: format!("left out: {error}") });
+                        }
+                    }
+                }
+                events(Event::PhaseProgress { done: done as u64 + 1 });
+            }
+            Ok(())
+        })
+    }
+}
+
+fn encode_one(vae: &Vae, fitted: Fitted, picture: &Picture) -> Result<Entry, TrainError> {
+    let Fitted { pixels, mask, .. } = fitted;
+    let shape = (1, pixels.height_px as usize, pixels.width_px as usize, 3);
+    let posterior = vae.encode(&tensor(pixels.data, shape)?)?;
+    let (mean, std) = (posterior.mean.squeeze(0)?, posterior.std.squeeze(0)?); // (4, h, w)
+    let norm = mean.abs()?.sum_all()?.to_scalar::<f32>()? + std.abs()?.sum_all()?.to_scalar::<f32>()?;
+    if !norm.is_finite() {
+        return Err(TrainError::NonFiniteLatents { path: picture.sample.path.clone() });
+    }
+    let mut entry = Entry::from([(MEAN.to_owned(), mean), (STD.to_owned(), std)]);
+    if let Some(mask) = mask {
+        let (height, width) = (mask.height as usize, mask.width as usize);
+        entry.insert(MASK.to_owned(), tensor(mask.data, (height, width))?);
+    }
+    Ok(entry)
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use loralei_data::DataError;
 use loralei_model::{DeviceChoice, ModelError};
 
 /// A setting out of range.
@@ -152,9 +153,18 @@ pub enum TrainError {
         /// What was allowed.
         tolerance: f64,
     },
+    /// Images or captions that stop a run: all that were found.
+    #[error("{}", several(problems))]
+    Dataset {
+        /// At least one.
+        problems: Vec<DataError>,
+    },
+    /// An encoded image or caption is gone while the run goes on.
+    #[error("an encoded image or caption was removed while the run needs it")]
+    EncodedMissing,
     /// The images or captions cannot be used.
     #[error(transparent)]
-    Data(#[from] loralei_data::DataError),
+    Data(#[from] DataError),
     /// The base cannot be used.
     #[error(transparent)]
     Model(#[from] loralei_model::ModelError),
@@ -216,7 +226,7 @@ impl TrainError {
                 | ModelError::NoDevice { .. }
                 | ModelError::Exists { .. },
             ) => 2,
-            TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Batch { .. } => 3,
+            TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Dataset { .. } | TrainError::Batch { .. } => 3,
             TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteNorm { .. }
@@ -224,7 +234,7 @@ impl TrainError {
             | TrainError::OperationsDiffer { .. }
             | TrainError::Model(ModelError::NonFiniteWeight { .. } | ModelError::NonFinitePicture { .. }) => 5,
             TrainError::Model(ModelError::File(error)) | TrainError::Adapter(error) if error.is_disk() => 6,
-            TrainError::Disk { .. } => 6,
+            TrainError::Disk { .. } | TrainError::EncodedMissing => 6,
             TrainError::GradientNames { .. }
             | TrainError::Tensor(_)
             | TrainError::OutOfMemory { .. }
@@ -269,12 +279,30 @@ impl TrainError {
                     .to_string()
             }
             TrainError::Data(error) => return error.hint(),
+            TrainError::Dataset { problems } => {
+                let first = problems.first().and_then(DataError::hint);
+                let all = "`loralei dataset check` lists everything that is wrong";
+                first.map_or_else(|| all.to_owned(), |first| format!("{first}; {all}"))
+            }
+            TrainError::EncodedMissing => {
+                "start the run again and leave the folder of `data.cache` alone, or set it to \"off\"".to_string()
+            }
             TrainError::Model(error) => return error.hint(),
             TrainError::Adapter(error) => return error.hint(),
             TrainError::Picture(error) => return error.hint(),
             TrainError::GradientNames { .. } | TrainError::Tensor(_) => return None,
         })
     }
+}
+
+/// The first few problems in one line, and how many there are besides.
+fn several(problems: &[DataError]) -> String {
+    const MOST: usize = 5;
+    let mut text = joined(problems.iter().take(MOST).map(ToString::to_string));
+    if problems.len() > MOST {
+        text += &format!("; and {} more", problems.len() - MOST);
+    }
+    text
 }
 
 fn joined(parts: impl Iterator<Item = String>) -> String {

@@ -29,11 +29,17 @@
 
 mod adamw;
 mod before_after;
+mod captions;
+mod class_images;
 mod clip;
 mod config;
 mod config_keys;
 mod config_layers;
+mod data_config;
+mod data_plan;
+mod drawer;
 mod encoded;
+mod encoded_store;
 mod error;
 mod event;
 mod gradient_tree;
@@ -50,6 +56,7 @@ mod result;
 mod run;
 mod smoothed_loss;
 mod step_bench;
+mod training_images;
 mod training_step;
 mod update;
 mod verify;
@@ -58,13 +65,17 @@ pub use adamw::{AdamW, AdamWSettings, Moments};
 pub use before_after::BeforeAfter;
 pub use clip::{clip_global_norm, clip_on_device, global_norm};
 pub use config::{
-    Checkpointing, Compute, DataConfig, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig,
-    PredictionKind, PriorConfig, PriorKind, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig,
-    Targets, TextEncoderConfig, TrainConfig, UnetConfig, WeightDtype,
+    Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig, PredictionKind,
+    SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets, TextEncoderConfig, TrainConfig,
+    UnetConfig, WeightDtype,
 };
 pub use config_keys::{is_config_key, nearest_config_key};
 pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};
-pub use encoded::EncodedData;
+pub use data_config::{
+    AlphaChoice, CacheChoice, CaptionConfig, CaptionFrom, DataConfig, LineChoice, PriorCaptions, PriorConfig, PriorKind,
+};
+pub use data_plan::{DataPlan, PriorPlan, PriorTerm, SourcePlan};
+pub use encoded::{EncodedData, EncodedImages, Encoding, Latents, Shown};
 pub use error::{TrainError, Violation};
 pub use event::{Event, StepReport};
 pub use gradient_tree::{GradientTree, Gradients, PairwiseSum, StepGradient};
@@ -75,9 +86,11 @@ pub use memory_switch::MemorySwitch;
 pub use metrics::MetricsWriter;
 pub use network::{Network, Text};
 pub use objective::{MicroBatch, Outcome};
-pub use plan::{BaseChoice, ComponentPlan, Plan, PriorPlan};
+pub use plan::{BaseChoice, ComponentPlan, Plan};
 pub use result::WrittenAdapter;
 pub use run::{Finished, train};
 pub use smoothed_loss::SmoothedLoss;
+pub use captions::Captions;
 pub use step_bench::{StepBench, StepTimes, matmul_flops_per_s};
+pub use training_images::TrainingImages;
 pub use verify::{StepVerification, Verified};

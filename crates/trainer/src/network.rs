@@ -27,9 +27,9 @@ pub struct Network {
 
 /// Where the text of a micro-batch comes from.
 pub enum Text {
-    /// Token ids (b, 77) for each encoder, which runs with its factors.
+    /// Token ids (b, 77 n), n chunks of 77, for each encoder, which runs with its factors.
     Tokens(Vec<Tensor>),
-    /// Encoded before: (b, 77, d).
+    /// Encoded before: (b, 77 n, d).
     Encoded(Tensor),
 }
 
@@ -172,12 +172,25 @@ impl Network {
             Text::Encoded(context) => context.clone(),
             Text::Tokens(input_ids) => {
                 let encoded = self.text_encoders.iter().zip(input_ids);
-                let encoded = encoded.map(|(encoder, ids)| encoder.forward(ids, self.checkpointing));
-                Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 2)? // (b, 77, d)
+                let encoded = encoded.map(|(encoder, ids)| encode_chunks(encoder, ids, self.checkpointing));
+                Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 2)? // (b, 77 n, d)
             }
         };
         Ok(Conditioning::text(context))
     }
+}
+
+/// `input_ids`: (b, 77 n) -> (b, 77 n, d). Each chunk is a text of its own to the encoder, as A1111 has it.
+pub(crate) fn encode_chunks(
+    encoder: &TextEncoder,
+    input_ids: &Tensor,
+    checkpointing: Checkpointing,
+) -> candle_core::Result<Tensor> {
+    let ((b, length), positions) = (input_ids.dims2()?, encoder.num_positions());
+    let chunks = input_ids.reshape((b * length / positions, positions))?; // (b n, 77)
+    let encoded = encoder.forward(&chunks, checkpointing)?; // (b n, 77, d)
+    let width = encoded.dim(2)?;
+    encoded.reshape((b, length, width))
 }
 
 /// A ~ U(-1/sqrt(fan in), 1/sqrt(fan in)), which is what `kaiming_uniform(a = sqrt 5)` amounts to, and B = 0: the first

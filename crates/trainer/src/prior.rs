@@ -4,10 +4,12 @@
 
 use std::path::Path;
 
-use loralei_data::Folder;
+use loralei_data::{with_class_word, without_trigger};
 
+use crate::data_config::PriorCaptions;
+use crate::data_plan::{DataPlan, PriorPlan, PriorTerm};
+use crate::encoded::EncodedImages;
 use crate::error::TrainError;
-use crate::plan::Plan;
 
 /// Things that have nothing to do with most subjects.
 const UNRELATED: [&str; 8] = [
@@ -21,32 +23,44 @@ const UNRELATED: [&str; 8] = [
     "the inside of a room",
 ];
 
-/// The captions of the plan's file, or the mix that stands in for it. Never empty; in a fixed order, each once.
+/// The captions that `prior` asks for, for a run of `images`: in a fixed order, each once; none if it needs none.
 ///
 /// # Errors
-/// A file that cannot be read or holds no caption.
-pub(crate) fn prior_captions(plan: &Plan, folder: &Folder) -> Result<Vec<String>, TrainError> {
-    let Some(prior) = &plan.prior else { return Ok(Vec::new()) };
-    let mut captions = prior.captions.as_deref().map_or_else(|| Ok(mixed(plan, folder)), read_lines)?;
+/// A file that cannot be read or holds no caption; images without the trigger, whose captions cannot be told from others.
+pub(crate) fn prior_captions(
+    prior: Option<&PriorPlan>,
+    data: &DataPlan,
+    images: &EncodedImages,
+) -> Result<Vec<String>, TrainError> {
+    let Some(PriorPlan { kind: PriorTerm::Base(captions), .. }) = prior else { return Ok(Vec::new()) };
+    let class = || data.class.iter().cloned();
+    let mut captions: Vec<String> = match captions {
+        PriorCaptions::Mixed => {
+            let unrelated = UNRELATED.map(str::to_owned);
+            own(data, images).into_iter().chain(class()).chain(unrelated).chain([String::new()]).collect()
+        }
+        PriorCaptions::Own => own(data, images),
+        PriorCaptions::Class => class().collect(),
+        PriorCaptions::List(captions) => captions.clone(),
+        PriorCaptions::File(path) => read_lines(path)?,
+    };
+    if captions.is_empty() {
+        let message = "no caption of the images has the trigger, so none is without it".to_owned();
+        return Err(TrainError::ConfigValue { place: "prior.captions".to_owned(), message });
+    }
     captions.sort_unstable();
     captions.dedup();
     Ok(captions)
 }
 
-/// The run's own captions without the trigger, some unrelated ones, and the empty one.
-fn mixed(plan: &Plan, folder: &Folder) -> Vec<String> {
-    let own = folder.samples.iter().filter_map(|sample| without_trigger(&sample.caption, plan.trigger.as_deref()?));
-    own.chain(UNRELATED.map(str::to_owned)).chain([String::new()]).collect()
-}
-
-/// The caption with the trigger words taken out; none if they were not in it.
-fn without_trigger(caption: &str, trigger: &str) -> Option<String> {
-    if !caption.contains(trigger) {
-        return None;
-    }
-    let rest = caption.replace(trigger, " ");
-    let words: Vec<&str> = rest.split_whitespace().collect();
-    Some(words.join(" ").trim_matches([',', ' ']).to_owned())
+/// The run's own captions without the trigger, or with the class word in its place.
+fn own(data: &DataPlan, images: &EncodedImages) -> Vec<String> {
+    let Some(trigger) = data.trigger.as_deref() else { return Vec::new() };
+    let other = |caption: String| match data.class.as_deref() {
+        Some(class) => with_class_word(&caption, trigger, class),
+        None => without_trigger(&caption, trigger),
+    };
+    images.first_captions().filter_map(other).collect()
 }
 
 fn read_lines(path: &Path) -> Result<Vec<String>, TrainError> {
@@ -58,16 +72,4 @@ fn read_lines(path: &Path) -> Result<Vec<String>, TrainError> {
         return Err(TrainError::ConfigValue { place: path.display().to_string(), message });
     }
     Ok(lines)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_trigger_is_taken_out_with_the_comma_behind_it() {
-        assert_eq!(without_trigger("sks dog, on a sofa", "sks dog").as_deref(), Some("on a sofa"));
-        assert_eq!(without_trigger("photo of the sks dog", "sks").as_deref(), Some("photo of the dog"));
-        assert_eq!(without_trigger("a dog", "sks"), None);
-    }
 }

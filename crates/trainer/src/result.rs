@@ -2,7 +2,7 @@
 
 use loralei_adapter::keys::Component;
 use loralei_adapter::{Adapter, BaseVersion, CheckpointHashes, DatasetFolder, SaveDtype, TrainingFacts, session_id};
-use loralei_data::Folder;
+use loralei_data::{Role, tag_counts};
 use loralei_model::{AdapterSet, Base, Prediction};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use crate::config::{Checkpointing, Dtype, ScheduleKind};
 use crate::error::TrainError;
 use crate::event::Event;
+use crate::encoded::EncodedImages;
 use crate::plan::Plan;
+use crate::training_images::TrainingImages;
 
 /// Where the adapter of a run goes.
 pub(crate) fn adapter_path(plan: &Plan) -> PathBuf {
@@ -34,7 +36,8 @@ pub struct WrittenAdapter {
 pub(crate) struct AdapterFile<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) base: &'a Base,
-    pub(crate) folder: &'a Folder,
+    pub(crate) images: &'a TrainingImages,
+    pub(crate) encoded: &'a EncodedImages,
     pub(crate) resolved_toml: &'a str,
 }
 
@@ -77,13 +80,14 @@ impl AdapterFile<'_> {
     fn facts(&self) -> TrainingFacts {
         let Plan { seed, steps, batch_size, accumulate, .. } = *self.plan;
         let plan = self.plan;
-        let num_images = self.folder.samples.len() as u64;
-        let batches_per_epoch = num_images.div_ceil(batch_size as u64).max(1);
+        let sizes: Vec<((u64, u64), u64)> = self.encoded.sizes().into_iter().map(size_and_count).collect();
+        let num_images = sizes.iter().map(|(_, count)| count).sum();
+        let batches_per_epoch = self.encoded.batches_per_epoch().max(1);
         let epochs = (steps * accumulate as u64).div_ceil(batches_per_epoch);
-        let size_px = (plan.width_px as u64, plan.height_px as u64);
+        let (width_px, height_px) = plan.data.largest_px();
         let lora = plan.unet.as_ref().or(plan.text_encoder.as_ref());
         let hashes = self.base.unet_file().and_then(|path| CheckpointHashes::of_file(&path).ok());
-        let folder_name = last_name(&plan.images);
+        let folder_name = last_name(plan.data.first_folder());
         let adamw = plan.adamw;
         TrainingFacts {
             output_name: plan.output_name.clone(),
@@ -104,10 +108,10 @@ impl AdapterFile<'_> {
             num_train_images: num_images,
             batch_size_per_device: batch_size as u64,
             total_batch_size: batch_size as u64,
-            resolution_px: size_px,
-            buckets: Some(vec![(size_px, num_images)]),
+            resolution_px: (width_px as u64, height_px as u64),
+            buckets: Some(sizes),
             cache_latents: true,
-            dataset_dirs: [(folder_name.clone(), DatasetFolder { n_repeats: 1, img_count: num_images })].into(),
+            dataset_dirs: self.folders(),
             tag_frequency: [(folder_name, self.tag_frequency())].into(),
             base: self.base_version(),
             v_prediction: self.predicts_v(),
@@ -132,20 +136,27 @@ impl AdapterFile<'_> {
             max_grad_norm: plan.max_grad_norm.unwrap_or(0.0),
             prior_loss_weight: plan.prior.as_ref().map_or(1.0, |prior| prior.weight),
             loss_type: "l2".into(),
-            trigger_phrase: plan.trigger.clone(),
+            trigger_phrase: plan.data.trigger.clone(),
             ..TrainingFacts::default()
         }
     }
 
+    /// The folders of the subject's images.
+    fn folders(&self) -> BTreeMap<String, DatasetFolder> {
+        let of_subject = |source: usize| self.images.sources[source].role == Role::Subject;
+        let places = self.images.places.iter().filter(|place| of_subject(place.source) && place.num_images > 0);
+        places
+            .map(|place| {
+                let (n_repeats, img_count) = (u64::from(place.repeats), place.num_images as u64);
+                (last_name(&place.path), DatasetFolder { n_repeats, img_count })
+            })
+            .collect()
+    }
+
     /// Captions cut at commas, as A1111 shows them, with the number of images that have each.
     fn tag_frequency(&self) -> BTreeMap<String, u64> {
-        let mut counts = BTreeMap::new();
-        for sample in &self.folder.samples {
-            for tag in sample.caption.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
-                *counts.entry(tag.to_owned()).or_default() += 1;
-            }
-        }
-        counts
+        let captions: Vec<String> = self.encoded.first_captions().collect();
+        tag_counts(captions.iter().map(String::as_str)).into_iter().map(|(tag, count)| (tag, count as u64)).collect()
     }
 
     fn predicts_v(&self) -> bool {
@@ -160,6 +171,10 @@ impl AdapterFile<'_> {
             _ => BaseVersion::SdV1,
         }
     }
+}
+
+fn size_and_count((size, count): (loralei_data::Size, u64)) -> ((u64, u64), u64) {
+    ((u64::from(size.width_px), u64::from(size.height_px)), count)
 }
 
 fn last_name(path: &Path) -> String {

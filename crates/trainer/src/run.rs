@@ -3,15 +3,20 @@
 //! The state of a run is the factors, the optimizer's moments and the step; batch order, noise, timesteps and the draws
 //! of latents are functions of (seed, step, micro-batch), the learning rate a function of the step.
 
-use loralei_data::{CaptionRules, Folder};
+use loralei_data::{Dataset, Role, Size, Source};
 use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, TrainingSize, peak_device_bytes};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::before_after::{BeforeAfter, SampleRun};
+use crate::captions::{Captions, Wanted};
+use crate::class_images::with_class_images;
 use crate::config::Checkpointing;
-use crate::encoded::EncodedData;
-use crate::error::TrainError;
+use crate::data_plan::{PriorPlan, PriorTerm};
+use crate::encoded::{EncodedData, Encoding};
+use crate::encoded_store::EncodedStore;
+use crate::error::{TrainError, Violation};
 use crate::event::{Event, StepReport};
 use crate::memory::{peak_resident_bytes, resident_bytes};
 use crate::memory_switch::MemorySwitch;
@@ -21,7 +26,8 @@ use crate::plan::Plan;
 use crate::prior::prior_captions;
 use crate::result::{AdapterFile, WrittenAdapter, adapter_path};
 use crate::smoothed_loss::SmoothedLoss;
-use crate::training_step::TrainingStep;
+use crate::training_images::TrainingImages;
+use crate::training_step::{TrainingData, TrainingStep};
 use crate::update::StepUnderWay;
 
 /// Steps between two readings on a card.
@@ -64,19 +70,18 @@ fn train_here(
     let started = Instant::now();
     let base = Base::open(base, plan.prediction, plan.number_types, &plan.device.open()?)?;
     let _session = DeviceSession::start(base.device(), plan.tf32);
-    base.check_size(plan.width_px, plan.height_px)?;
+    let (width_px, height_px) = plan.data.largest_px();
+    base.check_size(width_px, height_px)?;
     *expected_bytes = Some(expect_memory(plan, &base, events)?);
-    let folder = read_folder(plan, events)?;
-    let size_px = (plan.width_px, plan.height_px);
-    let prior = prior_captions(plan, &folder)?;
-    let data = EncodedData::new(&base, &folder, size_px, plan.text_encoder.is_some(), prior, events)?;
+    let images = read_images(plan, &base, events)?;
+    let data = encode(plan, &base, &images, events)?;
     events(Event::PhaseStarted { name: "loading the base".into(), total: None });
     let (unet, text) = (plan.unet.as_ref(), plan.text_encoder.as_ref());
     let network = Network::load(&base, unet, text, plan.seed, plan.checkpointing)?;
     let mut metrics = open_folder(plan, resolved_toml)?;
 
     let losses = run_steps(plan, &network, &data, &mut metrics, events)?;
-    let file = AdapterFile { plan, base: &base, folder: &folder, resolved_toml };
+    let file = AdapterFile { plan, base: &base, images: &images, encoded: &data.images.subject, resolved_toml };
     let adapter = file.write(network.factors(), events)?;
     let samples = plan.samples.as_ref().map(|samples| SampleRun { plan, samples, base: &base, network: &network });
     let samples = samples.map(|run| run.draw(events)).transpose()?;
@@ -90,8 +95,8 @@ fn train_here(
 /// How much memory the run will take, said before anything large is loaded, with a warning where there is less.
 fn expect_memory(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Result<u64, TrainError> {
     let size = TrainingSize {
-        width_px: plan.width_px,
-        height_px: plan.height_px,
+        width_px: plan.data.largest_px().0,
+        height_px: plan.data.largest_px().1,
         batch_size: plan.batch_size,
         text_encoder: plan.text_encoder.is_some(),
         rank: plan.unet.as_ref().map_or(0, |unet| unet.rank),
@@ -120,7 +125,7 @@ fn expect_memory(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Res
 fn run_steps(
     plan: &Plan,
     network: &Network,
-    data: &EncodedData,
+    data: &TrainingData,
     metrics: &mut MetricsWriter,
     events: &mut dyn FnMut(Event),
 ) -> Result<Vec<f64>, TrainError> {
@@ -163,19 +168,61 @@ fn first_and_last(losses: &[f64]) -> (f64, f64) {
     (mean(&losses[..tenth.min(losses.len())]), mean(&losses[losses.len().saturating_sub(tenth)..]))
 }
 
-/// The images and captions; what was found and what was left aside is said.
-fn read_folder(plan: &Plan, events: &mut dyn FnMut(Event)) -> Result<Folder, TrainError> {
-    let rules = CaptionRules { prompt: plan.prompt.as_deref(), trigger: plan.trigger.as_deref() };
-    let folder = Folder::read(&plan.images, rules)?;
-    for skipped in &folder.skipped {
-        let message = format!("left aside `{}`: {}", skipped.path.display(), skipped.reason);
+/// The images at sizes that the base takes, class images drawn where some are missing.
+fn read_images(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Result<TrainingImages, TrainError> {
+    let num_class_images = |sources: &[Source]| {
+        let found = Dataset::read(sources)?;
+        Ok(found.samples.iter().filter(|sample| sample.role == Role::Class).count())
+    };
+    let sources = plan.data.sources(base.size_multiple_px());
+    let sources = with_class_images(plan, base, sources, num_class_images, events)?;
+    let images = TrainingImages::read(sources, &plan.data, events)?;
+    for picture in images.subject.iter().chain(&images.class) {
+        let Size { width_px, height_px } = picture.assigned.bucket;
+        base.check_size(width_px as usize, height_px as usize)?;
+    }
+    let uses_class = matches!(&plan.prior, Some(PriorPlan { kind: PriorTerm::Images { .. }, .. }));
+    if uses_class && images.class.is_empty() {
+        let (problem, hint) = ("there is no class image that can be used", "set `data.class`, so that some are drawn");
+        return Err(Violation { key: "prior.kind".into(), problem: problem.into(), hint: hint.into() }.into());
+    }
+    if !uses_class && !images.class.is_empty() {
+        let message = "class images are not used: `prior.kind` is not \"images\"".to_owned();
         events(Event::Warning { message });
     }
-    let (images, captions) = (folder.samples.len(), folder.num_caption_files);
-    events(Event::Note {
-        message: format!("{images} images, {captions} with a caption file, in `{}`", plan.images.display()),
-    });
-    Ok(folder)
+    Ok(images)
+}
+
+/// Latents and captions, from the store or by the networks.
+fn encode(
+    plan: &Plan,
+    base: &Base,
+    images: &TrainingImages,
+    events: &mut dyn FnMut(Event),
+) -> Result<TrainingData, TrainError> {
+    let store = Arc::new(EncodedStore::open(&plan.data.cache)?);
+    let (device, types) = (base.device().location(), plan.number_types);
+    let computed_by = format!("{device:?} {:?} {:?} {types:?}", plan.ops, plan.compute);
+    let encoding = Encoding {
+        seed: plan.seed,
+        batch_size: plan.batch_size,
+        outside_mask_weight: plan.data.outside_mask_weight,
+        strict: plan.data.strict,
+        computed_by: &computed_by,
+    };
+    let encoded = EncodedData::new(base, images, store.clone(), encoding, events)?;
+    let prior_captions = prior_captions(plan.prior.as_ref(), &plan.data, &encoded.subject)?;
+    let mut others = prior_captions.clone();
+    others.extend(encoded.class.first_captions());
+    let num_batches = plan.steps.saturating_mul(plan.accumulate as u64);
+    let wanted = Wanted::of(&encoded.subject, num_batches, &others);
+    let learns = plan.text_encoder.is_some();
+    let captions = Captions::new(base, &wanted, plan.data.num_chunks, learns, &store, &computed_by, events)?;
+    if captions.encoder_stays() {
+        let message = "captions are made anew each time: the text encoder stays in memory".to_owned();
+        events(Event::Note { message });
+    }
+    Ok(TrainingData { images: encoded, captions, prior_captions })
 }
 
 /// Makes the run's folder, with the settings in it. Nothing of an earlier run is touched but its `metrics.jsonl` and

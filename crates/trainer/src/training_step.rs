@@ -4,10 +4,11 @@
 //! processor makes the next batch ready.
 
 use candle_core::Device;
-use loralei_data::batch_at;
 use loralei_model::{Draw, Purpose};
 
-use crate::encoded::EncodedData;
+use crate::captions::Captions;
+use crate::data_plan::PriorTerm;
+use crate::encoded::{EncodedData, EncodedImages, Latents};
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients, StepGradient};
 use crate::network::{Network, Text, tensor};
@@ -15,16 +16,24 @@ use crate::objective::{MicroBatch, Outcome};
 use crate::plan::Plan;
 use crate::update::{StepUnderWay, Update};
 
+/// All that a run learns from.
+pub(crate) struct TrainingData {
+    pub(crate) images: EncodedData,
+    pub(crate) captions: Captions,
+    /// For the prior, not of any image.
+    pub(crate) prior_captions: Vec<String>,
+}
+
 /// The moving parts of a run.
 pub(crate) struct TrainingStep<'a> {
     plan: &'a Plan,
     network: &'a Network,
-    data: &'a EncodedData,
+    data: &'a TrainingData,
     update: Update,
 }
 
 impl<'a> TrainingStep<'a> {
-    pub(crate) fn new(plan: &'a Plan, network: &'a Network, data: &'a EncodedData) -> Self {
+    pub(crate) fn new(plan: &'a Plan, network: &'a Network, data: &'a TrainingData) -> Self {
         let update = Update::new(network, plan.adamw, plan.max_grad_norm, plan.dtype.into());
         Self { plan, network, data, update }
     }
@@ -43,7 +52,8 @@ impl<'a> TrainingStep<'a> {
     fn summed_gradient(&self, step: u64) -> Result<StepGradient, TrainError> {
         let mut tree = GradientTree::new();
         for micro in 0..self.plan.accumulate as u64 {
-            let (batch, text) = self.micro_batch(step, micro)?;
+            let index = step * self.plan.accumulate as u64 + micro;
+            let (batch, text) = self.micro_batch(&self.data.images.subject, index, step, micro, &OF_SUBJECT)?;
             let loss_scale = self.update.loss_scale().factor();
             let Outcome { weighted_loss, weight, gradients: store, .. } =
                 self.network.run(&batch, &text, loss_scale)?;
@@ -67,9 +77,23 @@ impl<'a> TrainingStep<'a> {
         let Some(prior) = self.plan.prior.as_ref().filter(|prior| step.is_multiple_of(prior.every_steps)) else {
             return Ok(());
         };
-        let draw = Draw::new(self.plan.seed, step, micro, Purpose::PriorCaption);
-        let Some(text) = self.data.prior_text(batch.timesteps.len(), draw)? else { return Ok(()) };
-        let outcome = self.network.run_prior(batch, &text, self.update.loss_scale().factor())?;
+        let loss_scale = self.update.loss_scale().factor();
+        let outcome = match prior.kind {
+            PriorTerm::Base(_) => {
+                let draw = Draw::new(self.plan.seed, step, micro, Purpose::PriorCaption);
+                let b = batch.timesteps.len();
+                let drawn = draw.integers(0..self.data.prior_captions.len() as i64, b);
+                let captions: Vec<&str> = drawn.iter().map(|i| self.data.prior_captions[*i as usize].as_str()).collect();
+                // Where a mask leaves out, the subject is not learned, but the base is held to all the same.
+                let everywhere = MicroBatch { loss_mask: None, ..batch.clone() };
+                self.network.run_prior(&everywhere, &self.data.captions.text(&captions)?, loss_scale)?
+            }
+            PriorTerm::Images { .. } => {
+                let index = step / prior.every_steps * self.plan.accumulate as u64 + micro;
+                let (batch, text) = self.micro_batch(&self.data.images.class, index, step, micro, &OF_CLASS)?;
+                self.network.run(&batch, &text, loss_scale)?
+            }
+        };
         for (name, gradient) in self.network.factors().take_gradients(&outcome.gradients)? {
             let Some(sum) = gradients.get_mut(&name) else { return Err(TrainError::GradientNames { name }) };
             *sum = (&*sum + (gradient * prior.weight)?)?;
@@ -77,17 +101,36 @@ impl<'a> TrainingStep<'a> {
         Ok(())
     }
 
-    /// The numbers of micro-batch `micro` of `step`, on the device: a function of these and of the seed.
-    fn micro_batch(&self, step: u64, micro: u64) -> Result<(MicroBatch, Text), TrainError> {
-        let Plan { seed, batch_size, accumulate, .. } = *self.plan;
-        let indices = batch_at(seed, self.data.len(), batch_size, step * accumulate as u64 + micro);
-        let draw = |purpose| Draw::new(seed, step, micro, purpose);
-        let latents = self.data.latents(&indices, draw(Purpose::LatentSample))?;
-        let noise = tensor(draw(Purpose::Noise).standard_normal(latents.elem_count()), latents.shape())?;
+    /// Micro-batch number `index` of `images`, on the device; its random numbers are those of `micro` in `step`.
+    fn micro_batch(
+        &self,
+        images: &EncodedImages,
+        index: u64,
+        step: u64,
+        micro: u64,
+        purposes: &Purposes,
+    ) -> Result<(MicroBatch, Text), TrainError> {
+        let draw = |purpose| Draw::new(self.plan.seed, step, micro, purpose);
+        let shown = images.shown(index);
+        let Latents { latents, loss_mask, sample_weight } =
+            self.data.images.latents(images, &shown, draw(purposes.latent_sample))?;
+        let noise = tensor(draw(purposes.noise).standard_normal(latents.elem_count()), latents.shape())?;
         let last = self.network.schedule().num_timesteps() as i64;
-        let timesteps = draw(Purpose::Timesteps).integers(0..last, batch_size);
-        let sample_weight = Some(self.data.weights(&indices));
-        let batch = MicroBatch { latents, noise, timesteps, loss_mask: None, sample_weight };
-        Ok((batch.to_device(self.device())?, self.data.text(&indices)?))
+        let timesteps = draw(purposes.timesteps).integers(0..last, shown.len());
+        let batch = MicroBatch { latents, noise, timesteps, loss_mask, sample_weight: Some(sample_weight) };
+        let captions: Vec<&str> = shown.iter().map(|shown| shown.caption.as_str()).collect();
+        Ok((batch.to_device(self.device())?, self.data.captions.text(&captions)?))
     }
 }
+
+/// What the random numbers of a micro-batch are drawn for.
+struct Purposes {
+    latent_sample: Purpose,
+    noise: Purpose,
+    timesteps: Purpose,
+}
+
+const OF_SUBJECT: Purposes =
+    Purposes { latent_sample: Purpose::LatentSample, noise: Purpose::Noise, timesteps: Purpose::Timesteps };
+const OF_CLASS: Purposes =
+    Purposes { latent_sample: Purpose::PriorLatentSample, noise: Purpose::PriorNoise, timesteps: Purpose::PriorTimesteps };

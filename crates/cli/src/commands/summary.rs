@@ -38,7 +38,7 @@ impl Summary<'_> {
     /// How far the pictures moved, which is what was asked for in some and not in the others.
     fn changes(&self, samples: &BeforeAfter) -> Vec<String> {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-        let trigger = self.plan.trigger.as_deref();
+        let trigger = self.plan.data.trigger.as_deref();
         let asked = samples.changed_with_trigger.map(|share| match trigger {
             Some(trigger) => format!("those that say `{trigger}` changed by {}", percent(share)),
             None => format!("they changed by {}", percent(share)),
@@ -50,10 +50,10 @@ impl Summary<'_> {
     /// A command that draws with the adapter.
     fn command(&self, more: &str) -> String {
         let prompts = self.plan.samples.iter().flat_map(|samples| &samples.prompts);
-        let trigger = self.plan.trigger.clone().unwrap_or_default();
+        let trigger = self.plan.data.trigger.clone().unwrap_or_default();
         let prompt = prompts.into_iter().find(|prompt| prompt.contains(&trigger)).cloned().unwrap_or(trigger);
         let (adapter, base) = (quoted(&self.finished.adapter.path.display().to_string()), quoted(self.base));
-        let size = format!("{}x{}", self.plan.width_px, self.plan.height_px);
+        let size = format!("{}x{}", self.plan.data.largest_px().0, self.plan.data.largest_px().1);
         let prompt = quoted(&prompt);
         let guidance = self.plan.samples.as_ref().map(|samples| format!(" --guidance {}", samples.guidance_scale));
         let guidance = guidance.unwrap_or_default();

@@ -1,0 +1,208 @@
+//! The captions of a run as the network takes them: tokens where the text encoder learns, otherwise its vectors.
+//!
+//! What a frozen encoder makes of a caption is kept, so that it can be dropped before the U-Net is loaded. Where captions
+//! are made anew for every showing, it stays and encodes each as it comes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use loralei_model::{Base, Checkpointing, TextEncoder, Tokenizer, ops};
+
+use crate::encoded::EncodedImages;
+use crate::encoded_store::{EncodedStore, Entry, Key};
+use crate::error::TrainError;
+use crate::event::Event;
+use crate::network::{Text, encode_chunks};
+
+/// Captions up to which all are encoded before the run; more for each image above.
+const FEW_CAPTIONS: usize = 64;
+/// Captions of one image, likewise.
+const FEW_OF_EACH: usize = 4;
+/// Captions whose cut text is said.
+const MOST_CUT: usize = 5;
+
+/// How captions become what the U-Net is told.
+pub struct Captions {
+    tokenizers: Vec<Tokenizer>,
+    /// Of each caption, 1 to 3.
+    num_chunks: usize,
+    encoder: Encoder,
+}
+
+enum Encoder {
+    /// It learns: the network runs it.
+    Learns,
+    /// It is gone, and what it made is in the store.
+    Kept { store: Arc<EncodedStore>, network: String },
+    /// It encodes each caption as it comes.
+    Stays(Vec<TextEncoder>),
+}
+
+/// The captions that a run will ask for, as far as they are few.
+pub(crate) enum Wanted {
+    /// These.
+    All(BTreeSet<String>),
+    /// New ones at every showing; these are some of them.
+    New(BTreeSet<String>),
+}
+
+impl Wanted {
+    /// The captions of the first `num_batches` micro-batches, and `others`.
+    pub(crate) fn of(images: &EncodedImages, num_batches: u64, others: &[String]) -> Self {
+        let mut captions: BTreeSet<String> = images.first_captions().collect();
+        let most = captions.len().max(images.len() * FEW_OF_EACH) + FEW_CAPTIONS;
+        captions.extend(others.iter().cloned());
+        if !images.captions_vary() {
+            return Self::All(captions);
+        }
+        for index in 0..num_batches {
+            captions.extend(images.shown(index).into_iter().map(|shown| shown.caption));
+            if captions.len() > most {
+                return Self::New(captions);
+            }
+        }
+        Self::All(captions)
+    }
+
+    fn captions(&self) -> &BTreeSet<String> {
+        match self {
+            Self::All(captions) | Self::New(captions) => captions,
+        }
+    }
+}
+
+impl Captions {
+    /// Gets ready for the captions that are `wanted`; `computed_by` is what vectors depend on besides the weights.
+    ///
+    /// # Errors
+    /// A text encoder or its tokenizer that cannot be loaded, a store that cannot be written.
+    pub(crate) fn new(
+        base: &Base,
+        wanted: &Wanted,
+        num_chunks: usize,
+        encoder_learns: bool,
+        store: &Arc<EncodedStore>,
+        computed_by: &str,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<Self, TrainError> {
+        let tokenizers = (0..base.num_text_encoders()).map(|i| base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
+        let mut captions = Self { tokenizers, num_chunks, encoder: Encoder::Learns };
+        captions.say_what_is_cut(wanted.captions(), events)?;
+        if encoder_learns {
+            return Ok(captions);
+        }
+        let load = || (0..base.num_text_encoders()).map(|i| base.load_text_encoder(i, None)).collect::<Result<Vec<_>, _>>();
+        if let Wanted::New(_) = wanted {
+            captions.encoder = Encoder::Stays(load()?);
+            return Ok(captions);
+        }
+        let mut network = format!("{num_chunks} {computed_by}");
+        for i in 0..base.num_text_encoders() {
+            let fingerprint = base.text_encoder_weights(i)?.fingerprint()?;
+            network += &format!(" {fingerprint} {:?}", base.text_encoder_config(i));
+        }
+        captions.encoder = Encoder::Kept { store: store.clone(), network: network.clone() };
+        captions.encode(wanted.captions(), store, &network, load, events)?;
+        Ok(captions)
+    }
+
+    /// Whether a frozen encoder stays in memory.
+    pub(crate) fn encoder_stays(&self) -> bool {
+        matches!(self.encoder, Encoder::Stays(_))
+    }
+
+    /// What the network is told of `captions`: a text for each.
+    ///
+    /// # Errors
+    /// Text that the tokenizer cannot encode, an entry that was removed from the store while the run goes on.
+    pub fn text(&self, captions: &[&str]) -> Result<Text, TrainError> {
+        let encoders = match &self.encoder {
+            Encoder::Learns => return Ok(Text::Tokens(self.token_ids(captions)?)),
+            Encoder::Kept { store, network } => {
+                let of_each = captions.iter().map(|caption| -> Result<Tensor, TrainError> {
+                    let entry = store.get(&self.key(network, caption)?)?.ok_or(TrainError::EncodedMissing)?;
+                    Ok(entry.get(CONTEXT).ok_or(TrainError::EncodedMissing)?.clone())
+                });
+                return Ok(Text::Encoded(Tensor::stack(&of_each.collect::<Result<Vec<_>, _>>()?, 0)?)); // (b, 77 n, d)
+            }
+            Encoder::Stays(encoders) => encoders,
+        };
+        Ok(Text::Encoded(vectors(encoders, &self.token_ids(captions)?)?))
+    }
+
+    /// Of each encoder, (b, 77 n).
+    fn token_ids(&self, captions: &[&str]) -> Result<Vec<Tensor>, TrainError> {
+        let of_tokenizer = |tokenizer: &Tokenizer| -> Result<Tensor, TrainError> {
+            let encode = |caption: &&str| tokenizer.encode_in_chunks(caption, self.num_chunks).map(|t| t.input_ids);
+            let ids = captions.iter().map(encode).collect::<Result<Vec<_>, _>>()?.concat();
+            let length = ids.len() / captions.len().max(1);
+            Ok(Tensor::from_vec(ids, (captions.len(), length), &Device::Cpu)?)
+        };
+        self.tokenizers.iter().map(of_tokenizer).collect()
+    }
+
+    fn key(&self, network: &str, caption: &str) -> Result<Key, TrainError> {
+        let ids = self.tokenizers.iter().map(|tokenizer| tokenizer.encode_in_chunks(caption, self.num_chunks));
+        let ids = ids.map(|tokens| tokens.map(|tokens| tokens.input_ids)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Key::new("text", &[network, &format!("{ids:?}")]))
+    }
+
+    fn encode(
+        &self,
+        captions: &BTreeSet<String>,
+        store: &EncodedStore,
+        network: &str,
+        load: impl FnOnce() -> Result<Vec<TextEncoder>, loralei_model::ModelError>,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<(), TrainError> {
+        let mut wanted = BTreeMap::new();
+        for caption in captions {
+            let key = self.key(network, caption)?;
+            if store.get(&key)?.is_none() {
+                wanted.insert(key, caption.as_str());
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let encoders = load()?;
+        events(Event::PhaseStarted { name: "encoding captions".into(), total: Some(wanted.len() as u64) });
+        for (done, (key, caption)) in wanted.into_iter().enumerate() {
+            let context = vectors(&encoders, &self.token_ids(&[caption])?)?.squeeze(0)?; // (77 n, d)
+            let context = context.to_device(&Device::Cpu)?.to_dtype(candle_core::DType::F32)?;
+            store.put(&key, Entry::from([(CONTEXT.to_owned(), context)]))?;
+            events(Event::PhaseProgress { done: done as u64 + 1 });
+        }
+        Ok(())
+    }
+
+    fn say_what_is_cut(&self, captions: &BTreeSet<String>, events: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let mut count = 0;
+        for caption in captions {
+            let cut = self.tokenizers.iter().map(|t| t.encode_in_chunks(caption, self.num_chunks).map(|t| t.num_cut));
+            let num_cut = cut.collect::<Result<Vec<_>, _>>()?.into_iter().max().unwrap_or_default();
+            count += usize::from(num_cut > 0);
+            if num_cut > 0 && count <= MOST_CUT {
+                let more = if self.num_chunks < 3 { "; `data.max_tokens` lets more in" } else { "" };
+                let message = format!(
+                    "the last {num_cut} tokens do not fit and are not learned from{more}: caption {caption:?}"
+                );
+                events(Event::Warning { message });
+            }
+        }
+        if count > MOST_CUT {
+            let message = format!("{} more captions do not fit: `loralei dataset check` lists them", count - MOST_CUT);
+            events(Event::Warning { message });
+        }
+        Ok(())
+    }
+}
+
+const CONTEXT: &str = "context";
+
+/// (b, 77 n, d), without a graph.
+fn vectors(encoders: &[TextEncoder], input_ids: &[Tensor]) -> candle_core::Result<Tensor> {
+    let parts = encoders.iter().zip(input_ids).map(|(encoder, ids)| encode_chunks(encoder, ids, Checkpointing::None));
+    ops::without_graph(|| Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 2))
+}

@@ -1,0 +1,94 @@
+//! Images of the class word for prior preservation (Ruiz et al. 2022, "DreamBooth", arXiv 2208.12242, section 3.2): those
+//! that are missing are drawn by the frozen base before the run.
+
+use std::path::{Path, PathBuf};
+
+use loralei_data::{Role, Source, has_image_extension};
+use loralei_model::{Base, TextEncoder};
+
+use crate::config::SamplesConfig;
+use crate::data_plan::{PriorPlan, PriorTerm};
+use crate::drawer::Drawer;
+use crate::error::TrainError;
+use crate::event::Event;
+use crate::plan::Plan;
+
+/// Where drawn images go, in the run's folder.
+pub(crate) const FOLDER: &str = "class-images";
+/// Seed of the first drawn image: apart from those of samples and of people.
+const FIRST_SEED: u64 = 0x636c_6173_7300;
+
+/// `sources`, with a folder of drawn class images if the plan asks for more than there are. The same settings draw the same
+/// images, and those that are there already are kept.
+///
+/// # Errors
+/// Networks that cannot be loaded, a disk that cannot be written.
+pub(crate) fn with_class_images(
+    plan: &Plan,
+    base: &Base,
+    mut sources: Vec<Source>,
+    num_found: impl FnOnce(&[Source]) -> Result<usize, TrainError>,
+    events: &mut dyn FnMut(Event),
+) -> Result<Vec<Source>, TrainError> {
+    let Some(PriorPlan { kind: PriorTerm::Images { num_images, prompt }, .. }) = &plan.prior else {
+        return Ok(sources);
+    };
+    let num_missing = num_images.saturating_sub(num_found(&sources)?);
+    if num_missing == 0 || prompt.is_empty() {
+        return Ok(sources);
+    }
+    let folder = plan.output_folder.join(FOLDER);
+    draw_missing(plan, base, &folder, num_missing, prompt, events)?;
+    let Some(model) = sources.iter().find(|source| source.role == Role::Subject) else { return Ok(sources) };
+    let mut captions = loralei_data::CaptionRules { prompt: Some(prompt.clone()), ..model.captions.clone() };
+    (captions.trigger, captions.prefix, captions.suffix) = (None, None, None);
+    let source = Source { path: folder, role: Role::Class, repeats: None, captions, flip: false, ..model.clone() };
+    sources.push(source);
+    Ok(sources)
+}
+
+fn draw_missing(
+    plan: &Plan,
+    base: &Base,
+    folder: &Path,
+    num_images: usize,
+    prompt: &str,
+    events: &mut dyn FnMut(Event),
+) -> Result<(), TrainError> {
+    let disk = |source| TrainError::Disk { path: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(disk)?;
+    let wanted: Vec<(u64, PathBuf)> =
+        (0..num_images as u64).map(|i| (FIRST_SEED + i, folder.join(format!("{:04}.png", i + 1)))).collect();
+    let there = |path: &PathBuf| path.is_file() && has_image_extension(path) && is_of(path, prompt);
+    let missing: Vec<(u64, PathBuf)> = wanted.into_iter().filter(|(_, path)| !there(path)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let settings = SamplesConfig { negative: String::new(), ..plan.samples.clone().unwrap_or_default() };
+    let total = (missing.len() * settings.steps) as u64;
+    events(Event::PhaseStarted { name: "drawing class images".into(), total: Some(total) });
+    let encoders =
+        (0..base.num_text_encoders()).map(|i| base.load_text_encoder(i, None)).collect::<Result<Vec<_>, _>>()?;
+    let (unet, vae, schedule) = (base.load_unet(None)?, base.load_vae()?, base.noise_schedule());
+    let drawer = Drawer { base, unet: &unet, schedule: &schedule, vae: &vae, size_px: plan.data.largest_px(), settings: &settings };
+    let encoded = drawer.encode(&encoders.iter().collect::<Vec<&TextEncoder>>(), &[prompt.to_owned()])?;
+    let mut done = 0;
+    for group in missing.chunks(drawer.at_once()) {
+        let prompts: Vec<_> = group.iter().flat_map(|_| encoded.iter().cloned()).collect();
+        let seeds = group.iter().map(|(seed, _)| *seed).collect();
+        let pictures = drawer.pictures(&prompts, seeds, &mut |steps| {
+            done += steps as u64;
+            events(Event::PhaseProgress { done });
+        })?;
+        for ((_, path), picture) in group.iter().zip(pictures) {
+            loralei_adapter::atomic_write_bytes(path, &picture.to_png(Some(prompt))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a drawn image was drawn from `prompt`.
+fn is_of(path: &Path, prompt: &str) -> bool {
+    let parameters = std::fs::read(path).ok().and_then(|bytes| loralei_picture::read_parameters(&bytes).ok().flatten());
+    parameters.as_deref() == Some(prompt)
+}
