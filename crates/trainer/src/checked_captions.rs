@@ -8,7 +8,7 @@ use loralei_model::{Base, TextLength, Tokenizer};
 use crate::error::TrainError;
 
 /// A caption that varies is looked at as it is in so many epochs, from the first.
-pub const EPOCHS_CHECKED: u64 = 8;
+pub(crate) const EPOCHS_CHECKED: u64 = 8;
 
 /// The caption of one picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct CheckedCaption {
 }
 
 /// What measures captions.
-pub struct CaptionChecker {
+pub(crate) struct CaptionChecker {
     tokenizers: Vec<Tokenizer>,
     max_tokens: usize,
     measured: BTreeMap<String, TextLength>,
@@ -35,7 +35,7 @@ impl CaptionChecker {
     ///
     /// # Errors
     /// Tokenizers that cannot be read.
-    pub fn new(base: Option<&Base>, num_chunks: usize) -> Result<Self, TrainError> {
+    pub(crate) fn new(base: Option<&Base>, num_chunks: usize) -> Result<Self, TrainError> {
         let tokenizers = match base {
             Some(base) => (0..base.num_text_encoders()).map(|i| base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?,
             None => vec![Tokenizer::of_clip()?],
@@ -45,7 +45,7 @@ impl CaptionChecker {
     }
 
     /// The most tokens that a caption may have without being cut.
-    pub fn max_tokens(&self) -> usize {
+    pub(crate) fn max_tokens(&self) -> usize {
         self.max_tokens
     }
 
@@ -53,7 +53,7 @@ impl CaptionChecker {
     ///
     /// # Errors
     /// A text that a tokenizer cannot encode.
-    pub fn check(
+    pub(crate) fn check(
         &mut self,
         rules: &CaptionRules,
         caption: &CaptionText,
@@ -125,9 +125,8 @@ mod tests {
         // One token for each word, and `\u{e9}` takes two bytes.
         let words: Vec<String> = (0..80).map(|i| if i % 2 == 0 { "Caf\u{e9}".into() } else { "dog".into() }).collect();
         let rules = CaptionRules::default();
-        let mut check = |num_words: usize| {
-            checker.check(&rules, &text(&[&words[..num_words].join("  ")]), 0, 0).unwrap()
-        };
+        let mut check =
+            |num_words: usize| checker.check(&rules, &text(&[&words[..num_words].join("  ")]), 0, 0).unwrap();
         let (fits, long) = (check(75), check(78));
         assert_eq!((fits.length.num_tokens, fits.cut()), (75, None));
         assert_eq!((long.length.num_tokens, long.cut()), (78, Some("dog  Caf\u{e9}  dog")));

@@ -77,7 +77,8 @@ impl DataCheck<'_> {
             }
         };
         let mut captions = CaptionChecker::new(self.base, self.plan.data.num_chunks)?;
-        let learned = self.learned_shares(&inspection.pictures, |seen, all| on_seen(CheckPhase::Masks, seen, all));
+        let on_mask = |seen, all| on_seen(CheckPhase::Masks, seen, all);
+        let learned = survey_masks(&inspection.pictures, self.downsampling() as u32, on_mask);
         let mut pictures = Vec::with_capacity(inspection.pictures.len());
         let mut num_of_role = BTreeMap::new();
         for (picture, learned) in std::mem::take(&mut inspection.pictures).into_iter().zip(learned) {
@@ -88,10 +89,13 @@ impl DataCheck<'_> {
                     continue;
                 }
             };
-            let number = num_of_role.entry(picture.sample.role == Role::Class).or_insert(0);
+            let is_class = picture.sample.role == Role::Class;
+            let number = num_of_role.entry(is_class).or_insert(0);
+            // As a run does: each role has an order of its own.
+            let seed = if is_class { !self.plan.seed } else { self.plan.seed };
             let rules = &sources[picture.sample.source].captions;
             let has_caption = !missing.contains(&picture.sample.path);
-            let caption = has_caption.then(|| captions.check(rules, &picture.sample.caption, self.plan.seed, *number));
+            let caption = has_caption.then(|| captions.check(rules, &picture.sample.caption, seed, *number));
             *number += 1;
             pictures.push(CheckedPicture { picture, caption: caption.transpose()?, learned_share });
         }
@@ -110,14 +114,6 @@ impl DataCheck<'_> {
     pub fn downsampling(&self) -> usize {
         self.base.map_or(USUAL_DOWNSAMPLING, |base| base.vae_config().downsampling())
     }
-
-    fn learned_shares(
-        &self,
-        pictures: &[Picture],
-        on_seen: impl Fn(usize, usize) + Sync,
-    ) -> Vec<Result<Option<f32>, DataError>> {
-        survey_masks(pictures, self.downsampling() as u32, |seen| on_seen(seen, pictures.len()))
-    }
 }
 
 /// All images, those without a caption too, and which these are.
@@ -129,7 +125,9 @@ fn inspect(
     let missing: BTreeSet<PathBuf> = listed
         .problems
         .iter()
-        .filter_map(|problem| if let DataError::CaptionMissing { image } = problem { Some(image.clone()) } else { None })
+        .filter_map(
+            |problem| if let DataError::CaptionMissing { image } = problem { Some(image.clone()) } else { None },
+        )
         .collect();
     if missing.is_empty() {
         return Ok((Inspection::new(sources, Depth::Pixels, on_seen)?, missing));

@@ -7,7 +7,7 @@ use loralei_data::{
     Alpha, CaptionCounts, CaptionOrigin, DataError, Inspection, Order, Role, Size, Source, Surveyed, find_duplicates,
     tag_counts,
 };
-use loralei_model::BaseDescription;
+use loralei_model::{Base, BaseDescription};
 use serde::Serialize;
 
 use crate::checked_captions::EPOCHS_CHECKED;
@@ -293,39 +293,50 @@ impl DataReport {
             captions_varying: captions().filter(|caption| caption.varies).count(),
             epochs_checked: EPOCHS_CHECKED,
             tags: found.tags(),
-            places: inspection.found.places.iter().map(|place| {
-                let CaptionCounts { files, metadata, file_names, .. } = place.captions;
-                PlaceReport {
-                    path: shown(&place.path),
-                    role: role_name(sources[place.source].role),
-                    images: place.num_images,
-                    repeats: place.repeats,
-                    captions: files + metadata + file_names,
-                    masks: place.num_masks,
-                }
-            }).collect(),
+            places: inspection
+                .found
+                .places
+                .iter()
+                .map(|place| {
+                    let CaptionCounts { files, metadata, file_names, .. } = place.captions;
+                    PlaceReport {
+                        path: shown(&place.path),
+                        role: role_name(sources[place.source].role),
+                        images: place.num_images,
+                        repeats: place.repeats,
+                        captions: files + metadata + file_names,
+                        masks: place.num_masks,
+                    }
+                })
+                .collect(),
             smallest: pictures.iter().min_by_key(|checked| checked.picture.surveyed.size.area()).map(named_size),
             largest: pictures.iter().max_by_key(|checked| checked.picture.surveyed.size.area()).map(named_size),
             size_multiple_px: check.size_multiple_px,
             buckets: buckets(pictures),
             duplicates: duplicates(pictures),
             masks: masks(pictures),
-            unreadable: inspection.unreadable.iter().map(|file| UnreadableFile {
-                path: shown(&file.path),
-                reason: file.error.to_string(),
-                hint: file.error.hint(),
-            }).collect(),
-            skipped: inspection.found.skipped.iter().map(|entry| SkippedFile {
-                path: shown(&entry.path),
-                reason: entry.reason.to_string(),
-            }).collect(),
+            unreadable: inspection
+                .unreadable
+                .iter()
+                .map(|file| UnreadableFile {
+                    path: shown(&file.path),
+                    reason: file.error.to_string(),
+                    hint: file.error.hint(),
+                })
+                .collect(),
+            skipped: inspection
+                .found
+                .skipped
+                .iter()
+                .map(|entry| SkippedFile { path: shown(&entry.path), reason: entry.reason.to_string() })
+                .collect(),
             steps: plan.steps,
             showings_per_epoch: order.showings_per_epoch(),
             steps_per_epoch: batches / accumulate,
             epochs: if batches > 0.0 { plan.steps as f64 * accumulate / batches } else { 0.0 },
-            cache_bytes: 0,
+            cache_bytes: found.cache_bytes(),
             cache_is_on_disk: plan.data.cache != CacheChoice::Off,
-            base: check.base.map(loralei_model::Base::name),
+            base: check.base.map(Base::name),
             memory_bytes,
             free_memory_bytes: plan.device.free_bytes(),
             pictures: pictures.iter().map(picture_report).collect(),
@@ -333,7 +344,6 @@ impl DataReport {
             errors: Vec::new(),
             hints: Vec::new(),
         };
-        report.cache_bytes = found.cache_bytes(report.epochs);
         report.warn(found);
         report.refuse(found);
         Ok(report)
@@ -394,12 +404,24 @@ impl DataReport {
             self.errors.push(error.to_string());
             hints.extend(self.unreadable.first().map(|file| file.hint.clone()));
         }
+        let (width_px, height_px) = plan.data.largest_px();
+        if let Some(error) = base.and_then(|base| base.check_size(width_px, height_px).err()) {
+            self.errors.push(error.to_string());
+            hints.push(error.hint());
+        }
         let multiple = size_multiple_px as u32;
-        let fits = |bucket: &&BucketReport| bucket.width.is_multiple_of(multiple) && bucket.height.is_multiple_of(multiple);
-        if let Some(bucket) = self.buckets.iter().find(|bucket| base.is_some() && !fits(bucket)) {
+        let fits =
+            |bucket: &&BucketReport| bucket.width.is_multiple_of(multiple) && bucket.height.is_multiple_of(multiple);
+        if let Some(bucket) =
+            self.buckets.iter().find(|bucket| base.is_some() && self.errors.is_empty() && !fits(bucket))
+        {
             let BucketReport { width, height, .. } = bucket;
-            self.errors.push(format!("images of {width} x {height} do not fit the base: sides must be multiples of {multiple}"));
-            hints.push(Some(format!("leave out `data.bucket_step_px`, or choose sizes that are multiples of {multiple}")));
+            self.errors.push(format!(
+                "images of {width} x {height} do not fit the base: sides must be multiples of {multiple}"
+            ));
+            hints.push(Some(format!(
+                "leave out `data.bucket_step_px`, or choose sizes that are multiples of {multiple}"
+            )));
         }
         let mut seen = BTreeSet::new();
         self.hints = hints.into_iter().flatten().filter(|hint| seen.insert(hint.clone())).collect();
@@ -431,35 +453,32 @@ impl Found<'_> {
         Ok(Some(BaseDescription::of(base)?.training_bytes(size)))
     }
 
-    /// Mean and standard deviation of the latents of each image, mirrored too where that happens, and the captions.
-    fn cache_bytes(&self, epochs: f64) -> u64 {
+    /// Mean and standard deviation of the latents of each image, its mask, both mirrored too where that happens, and what a
+    /// frozen text encoder makes of the captions, unless they are made anew each time.
+    fn cache_bytes(&self) -> u64 {
         let (plan, base) = (self.check.plan, self.check.base);
         let downsampling = self.check.downsampling() as u64;
-        let latents: BTreeMap<_, u64> = self.pictures.iter().map(|CheckedPicture { picture, .. }| {
+        let of_picture = |checked: &CheckedPicture| {
+            let picture = &checked.picture;
             let Size { width_px, height_px } = picture.assigned.bucket;
             let area = u64::from(width_px) / downsampling * (u64::from(height_px) / downsampling);
             let num_sides = if picture.sample.flip { 2 } else { 1 };
-            let key = (picture.surveyed.content, picture.assigned.bucket, picture.assigned.resized);
-            (key, 2 * LATENT_CHANNELS * area * num_sides * BYTES_PER_NUMBER)
-        }).collect();
-        if plan.text_encoder.is_some() {
-            return latents.values().sum();
-        }
-        let mut fixed = BTreeSet::new();
-        let mut num_varying = 0;
-        for checked in self.pictures {
-            match &checked.caption {
-                Some(caption) if caption.varies => {
-                    num_varying += u64::from(checked.picture.sample.repeats) * epochs.ceil() as u64;
-                }
-                Some(caption) => drop(fixed.insert(caption.text.as_str())),
-                None => {}
-            }
-        }
+            let num_planes = 2 * LATENT_CHANNELS + u64::from(checked.learned_share.is_some());
+            let made_from = (picture.surveyed.content, picture.sample.mask.as_deref());
+            let key = (made_from, picture.assigned.bucket, picture.assigned.resized);
+            (key, num_planes * area * num_sides * BYTES_PER_NUMBER)
+        };
+        let pictures: BTreeMap<_, u64> = self.pictures.iter().map(of_picture).collect();
+        let captions = || self.pictures.iter().filter_map(|checked| checked.caption.as_ref());
+        let num_captions = if plan.text_encoder.is_some() || captions().any(|caption| caption.varies) {
+            0
+        } else {
+            captions().map(|caption| &caption.text).collect::<BTreeSet<_>>().len()
+        };
         let width = base.map_or(USUAL_TEXT_WIDTH, |base| base.text_widths().iter().sum());
-        let positions = base.map_or(USUAL_TEXT_POSITIONS, loralei_model::Base::text_encoder_positions);
+        let positions = base.map_or(USUAL_TEXT_POSITIONS, Base::text_encoder_positions);
         let of_caption = (plan.data.num_chunks * positions * width) as u64 * BYTES_PER_NUMBER;
-        latents.values().sum::<u64>() + (fixed.len() as u64 + num_varying) * of_caption
+        pictures.values().sum::<u64>() + num_captions as u64 * of_caption
     }
 }
 

@@ -68,7 +68,8 @@ fn cropped(pictures: &[CheckedPicture]) -> Option<String> {
 fn too_long(pictures: &[CheckedPicture], max_tokens: usize) -> Option<String> {
     let is_long = |checked: &&CheckedPicture| checked.caption.as_ref().is_some_and(|caption| caption.cut().is_some());
     let count = pictures.iter().filter(is_long).count();
-    let (have, remedy) = (if count == 1 { "has" } else { "have" }, if max_tokens < 225 { " or raise `data.max_tokens`" } else { "" });
+    let (have, remedy) =
+        (if count == 1 { "has" } else { "have" }, if max_tokens < 225 { " or raise `data.max_tokens`" } else { "" });
     (count > 0).then(|| {
         let captions = counted(count, "caption");
         format!("{captions} {have} more than {max_tokens} tokens and what is cut is not learned: shorten{remedy}")

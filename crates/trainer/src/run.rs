@@ -4,7 +4,7 @@
 //! of latents are functions of (seed, step, micro-batch), the learning rate a function of the step.
 
 use loralei_data::{Dataset, Role, Size, Source};
-use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, TrainingSize, peak_device_bytes};
+use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, peak_device_bytes};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,6 @@ use std::time::Instant;
 use crate::before_after::{BeforeAfter, SampleRun};
 use crate::captions::{Captions, Wanted};
 use crate::class_images::with_class_images;
-use crate::config::Checkpointing;
 use crate::data_plan::{PriorPlan, PriorTerm};
 use crate::encoded::{EncodedData, Encoding};
 use crate::encoded_store::EncodedStore;
@@ -94,16 +93,8 @@ fn train_here(
 
 /// How much memory the run will take, said before anything large is loaded, with a warning where there is less.
 fn expect_memory(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Result<u64, TrainError> {
-    let size = TrainingSize {
-        width_px: plan.data.largest_px().0,
-        height_px: plan.data.largest_px().1,
-        batch_size: plan.batch_size,
-        text_encoder: plan.text_encoder.is_some(),
-        rank: plan.unet.as_ref().map_or(0, |unet| unet.rank),
-        recompute: plan.checkpointing == Checkpointing::Block,
-        bytes_per_weight: plan.number_types.weight_bytes(),
-        bytes_per_number: candle_core::DType::from(plan.dtype).size_in_bytes() as u64,
-    };
+    let (width_px, height_px) = plan.data.largest_px();
+    let size = plan.training_size(width_px, height_px);
     let found = BaseDescription::of(base)?;
     let (expected, switches) =
         (found.training_bytes(size), MemorySwitch::of(&found, size, plan.device == DeviceChoice::Cpu));
