@@ -458,17 +458,17 @@ impl Found<'_> {
     fn cache_bytes(&self) -> u64 {
         let (plan, base) = (self.check.plan, self.check.base);
         let downsampling = self.check.downsampling() as u64;
-        let of_picture = |checked: &CheckedPicture| {
-            let picture = &checked.picture;
+        // As a run finds them: by content, mask and crop.
+        let mut of_pictures = BTreeMap::new();
+        for CheckedPicture { picture, learned_share, .. } in self.pictures {
             let Size { width_px, height_px } = picture.assigned.bucket;
             let area = u64::from(width_px) / downsampling * (u64::from(height_px) / downsampling);
             let num_sides = if picture.sample.flip { 2 } else { 1 };
-            let num_planes = 2 * LATENT_CHANNELS + u64::from(checked.learned_share.is_some());
+            let num_planes = 2 * LATENT_CHANNELS + u64::from(learned_share.is_some());
             let made_from = (picture.surveyed.content, picture.sample.mask.as_deref());
             let key = (made_from, picture.assigned.bucket, picture.assigned.resized);
-            (key, num_planes * area * num_sides * BYTES_PER_NUMBER)
-        };
-        let pictures: BTreeMap<_, u64> = self.pictures.iter().map(of_picture).collect();
+            of_pictures.insert(key, num_planes * area * num_sides * BYTES_PER_NUMBER);
+        }
         let captions = || self.pictures.iter().filter_map(|checked| checked.caption.as_ref());
         let num_captions = if plan.text_encoder.is_some() || captions().any(|caption| caption.varies) {
             0
@@ -478,7 +478,7 @@ impl Found<'_> {
         let width = base.map_or(USUAL_TEXT_WIDTH, |base| base.text_widths().iter().sum());
         let positions = base.map_or(USUAL_TEXT_POSITIONS, Base::text_encoder_positions);
         let of_caption = (plan.data.num_chunks * positions * width) as u64 * BYTES_PER_NUMBER;
-        pictures.values().sum::<u64>() + num_captions as u64 * of_caption
+        of_pictures.values().sum::<u64>() + num_captions as u64 * of_caption
     }
 }
 
