@@ -30,7 +30,11 @@ impl Drawer<'_> {
     ///
     /// # Errors
     /// Text that the tokenizer cannot encode.
-    pub(crate) fn encode(&self, encoders: &[&TextEncoder], prompts: &[String]) -> Result<Vec<EncodedPrompts>, TrainError> {
+    pub(crate) fn encode(
+        &self,
+        encoders: &[&TextEncoder],
+        prompts: &[String],
+    ) -> Result<Vec<EncodedPrompts>, TrainError> {
         let tokenizers = (0..encoders.len()).map(|i| self.base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
         let stages = tokenizers.iter().zip(encoders).map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
         let conditioner = Conditioner::new(stages.collect(), 1)?;

@@ -226,7 +226,10 @@ impl TrainError {
                 | ModelError::NoDevice { .. }
                 | ModelError::Exists { .. },
             ) => 2,
-            TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Dataset { .. } | TrainError::Batch { .. } => 3,
+            TrainError::StepWeight { .. }
+            | TrainError::Data(_)
+            | TrainError::Dataset { .. }
+            | TrainError::Batch { .. } => 3,
             TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteNorm { .. }
@@ -298,11 +301,9 @@ impl TrainError {
 /// The first few problems in one line, and how many there are besides.
 fn several(problems: &[DataError]) -> String {
     const MOST: usize = 5;
-    let mut text = joined(problems.iter().take(MOST).map(ToString::to_string));
-    if problems.len() > MOST {
-        text += &format!("; and {} more", problems.len() - MOST);
-    }
-    text
+    let first = problems.iter().take(MOST).map(ToString::to_string);
+    let more = (problems.len() > MOST).then(|| format!("and {} more", problems.len() - MOST));
+    joined(first.chain(more))
 }
 
 fn joined(parts: impl Iterator<Item = String>) -> String {

@@ -56,6 +56,7 @@ mod result;
 mod run;
 mod smoothed_loss;
 mod step_bench;
+mod training_data;
 mod training_images;
 mod training_step;
 mod update;
@@ -63,6 +64,7 @@ mod verify;
 
 pub use adamw::{AdamW, AdamWSettings, Moments};
 pub use before_after::BeforeAfter;
+pub use captions::Captions;
 pub use clip::{clip_global_norm, clip_on_device, global_norm};
 pub use config::{
     Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig, PredictionKind,
@@ -90,7 +92,7 @@ pub use plan::{BaseChoice, ComponentPlan, Plan};
 pub use result::WrittenAdapter;
 pub use run::{Finished, train};
 pub use smoothed_loss::SmoothedLoss;
-pub use captions::Captions;
 pub use step_bench::{StepBench, StepTimes, matmul_flops_per_s};
+pub use training_data::TrainingData;
 pub use training_images::TrainingImages;
 pub use verify::{StepVerification, Verified};

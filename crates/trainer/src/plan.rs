@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::adamw::AdamWSettings;
 use crate::config::{
-    Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig,
-    SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets, TrainConfig,
+    Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, SamplesConfig, ScheduleConfig,
+    ScheduleKind, StepsConfig, Targets, TrainConfig,
 };
 use crate::data_plan::{DataPlan, PriorPlan};
 use crate::error::{TrainError, Violation};
@@ -493,7 +493,7 @@ mod tests {
     #[test]
     fn width_and_height_override_the_size_one_by_one() {
         let plan = plan(&["data.size_px=256", "data.height_px=384"]).unwrap();
-        assert_eq!((plan.width_px, plan.height_px), (256, 384));
+        assert_eq!(plan.data.largest_px(), (256, 384));
     }
 
     #[test]
