@@ -46,6 +46,8 @@ pub enum Purpose {
     Weights,
     /// Inputs and shapes for checking operations.
     Check,
+    /// Where predictions with and without an adapter are compared.
+    LeakScore,
 }
 
 impl Purpose {
@@ -71,6 +73,7 @@ impl Purpose {
             Purpose::SamplerNoise => (11, 0),
             Purpose::Weights => (12, 0),
             Purpose::Check => (13, 0),
+            Purpose::LeakScore => (14, 0),
         }
     }
 }
@@ -217,6 +220,7 @@ mod tests {
             Purpose::CaptionDropout,
             Purpose::Weights,
             Purpose::Check,
+            Purpose::LeakScore,
         ];
         let mut firsts: Vec<Vec<i64>> =
             purposes.iter().map(|p| Draw::new(1, 0, 0, *p).integers(0..1 << 40, 2)).collect();

@@ -16,7 +16,7 @@ use crate::network::Network;
 use crate::plan::Plan;
 
 /// Latents that are drawn together: as many pictures as this is times theirs, so that large ones come one by one.
-const LATENTS_AT_ONCE: usize = 64 * 64;
+pub(crate) const LATENTS_AT_ONCE: usize = 64 * 64;
 
 /// How much the pictures changed.
 #[derive(Debug, Clone, PartialEq)]
