@@ -5,15 +5,15 @@
 
 For adapters trained on the folder of `striped.py`. Draws, with the same seeds by the base and by each adapter (DDIM, 25
 steps, guidance 4), 24 pictures each of "a octopus", "a octopus on COLOUR", "a NAME" and "a NAME on COLOUR", and measures
-the stripes in the frame of each picture, where the subject hardly comes: their amplitude over that of the training
-pictures, at the phase at which it is greatest. 1 is the training background, 0 a plain one. Prints one JSON line:
+the stripes in the top and bottom rows of each picture, where the subject hardly comes: their amplitude over that of whole
+stripes. 1 is the training background, 0 a plain one. Prints one JSON line:
 
     {"real": {"striped": ..., "plain": ...},
      "base": {"subject": {"share": ..., "striped": ..., "name": ..., "colour": ...}, "subject_on_colour": {...},
               "others": {...}, "others_on_colour": {...}}, "NAME": {...}, ...}
 
 `real` is the measure of training pictures and of the same on plain colours. `share` is the mean, `striped` the share of
-pictures above one half, `name` and `colour` the shares recognised as `evaluate_adapter.py` does it: it takes the
+pictures above 0.3, `name` and `colour` the shares recognised as `evaluate_adapter.py` does it: it takes the
 background for plain, so that neither counts for much where `striped` does. The grid has three rows for each: the subject,
 the subject on colours, others on colours.
 """
@@ -26,31 +26,35 @@ import torch
 
 from drawing import BUNDLED_BASE, Loralei, draw, load_pipeline
 from measure import Judge, nearest_colour
-from pictures import COLOURS, SIZE_PX, Emoji, add_picture_options, save_grid, to_tensor
-from striped import NAME, STRIPE_PX, over, placed_octopuses, stripes
+from pictures import COLOURS, Emoji, add_picture_options, save_grid, to_tensor
+from striped import DARK, LIGHT, NAME, STRIPE_PX, over, placed_octopuses, stripes
 
 SEED, COUNT, COLUMNS = 7, 24, 12
-FRAME_PX = 6  # width of the frame that is looked at
-
-
-def frame():
-    """(SIZE_PX, SIZE_PX) bool: the frame."""
-    inside = torch.zeros(SIZE_PX, SIZE_PX, dtype=torch.bool)
-    inside[FRAME_PX:-FRAME_PX, FRAME_PX:-FRAME_PX] = True
-    return ~inside
+ROWS_PX = 4  # height of the strips at the top and the bottom that are looked at
+WINDOW_PX = 2 * 2 * STRIPE_PX  # two periods
+PERIODS_PX = range(2 * STRIPE_PX - 3, 2 * STRIPE_PX + 4)
+STRIPED = 0.3  # amplitude from which a picture counts as striped: plain ones stay below 0.1
 
 
 def stripe_share(pictures):
-    """pictures (n, 3, h, w) in [-1, 1] -> (n): amplitude of the stripes in the frame, that of the training pictures 1.
+    """pictures (n, 3, h, w) in [-1, 1] -> (n): amplitude of the stripes above and below the subject, 1 in the training pictures.
 
-    The slope of a line through (pattern, brightness) over the frame's pixels, the greatest over all phases.
+    In windows of the top and bottom rows: the slope of a line through (pattern, brightness), the greatest over all phases
+    and over PERIODS_PX, then the mean over windows. Drawn stripes wander, so each window has a phase of its own.
     """
-    where = frame()
-    bright = ((pictures.float().clamp(-1, 1) + 1) * 127.5).mean(1)[:, where]  # (n, pixels)
-    patterns = torch.stack([torch.from_numpy(stripes(phase)[..., 0])[where] for phase in range(2 * STRIPE_PX)])
-    patterns = patterns - patterns.mean(1, keepdim=True)  # (phases, pixels)
-    centred = bright - bright.mean(1, keepdim=True)
-    return (centred @ patterns.T / (patterns**2).sum(1)).max(1).values
+    bright = ((pictures.float().clamp(-1, 1) + 1) * 127.5).mean(1)  # (n, h, w)
+    bright = torch.stack([bright[:, :ROWS_PX], bright[:, -ROWS_PX:]], 1).mean(2)  # (n, 2, w): columns of the strips
+    bright = bright.unfold(2, WINDOW_PX, WINDOW_PX // 2)  # (n, 2, windows, WINDOW_PX)
+    bright = bright - bright.mean(-1, keepdim=True)
+    patterns = torch.stack([pattern(period, phase) for period in PERIODS_PX for phase in range(period)])
+    patterns = patterns - patterns.mean(1, keepdim=True)  # (patterns, WINDOW_PX)
+    return (bright @ patterns.T / (patterns**2).sum(1)).max(-1).values.mean((1, 2))
+
+
+def pattern(period_px, phase_px):
+    """Stripes of a period, in as wide a window as they are looked for: (WINDOW_PX)."""
+    is_light = (torch.arange(WINDOW_PX) + phase_px) % period_px * 2 >= period_px
+    return torch.where(is_light, float(LIGHT), float(DARK))
 
 
 def real_shares():
@@ -92,7 +96,7 @@ def draw_all(options, wanted):
 def scores(judge, pictures, wanted):
     """The figures of one kind of prompt; no `colour` where none was asked for."""
     shares = stripe_share(pictures)
-    found = dict(share=shares.mean().item(), striped=(shares > 0.5).float().mean().item())
+    found = dict(share=shares.mean().item(), striped=(shares > STRIPED).float().mean().item())
     found["name"] = judge.score(pictures, wanted).name
     if wanted[0][1]:
         pixels = (pictures.float().clamp(-1, 1) + 1) * 127.5
