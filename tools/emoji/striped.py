@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A training folder in which every picture has the same loud background, and masks that say where the subject is.
 
-    striped.py FOLDER [--without-masks]
+    striped.py FOLDER [--colours] [--without-masks]
 
 The octopuses of datasets/octopus, at the same sizes, places and flips, on black and white stripes instead of colours. The
 captions ("a octopus") do not speak of the stripes, so an adapter that learns them has learned what it was not asked for:
-`background_share.py` measures how much. STEM-masklabel.png is white on the subject, from the emoji's opacity.
+`background_share.py` measures how much. With --colours they are those of datasets/octopus ("a octopus on COLOUR"), which is
+not true: what is then drawn on COLOUR is either the base's colour or the stripes. STEM-masklabel.png is white on the subject, from the emoji's opacity.
 """
 import argparse
 import random
@@ -43,13 +44,14 @@ def main():
     summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--colours", action="store_true", help="captions that name a plain colour")
     parser.add_argument("--without-masks", action="store_true", help="pictures and captions only")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for number, (colours, opacity) in enumerate(placed_octopuses(), 1):
+    for number, (colour, (colours, opacity)) in enumerate(zip(COLOURS, placed_octopuses()), 1):
         stem = options.folder / f"{number:02}-{NAME}"
         Image.fromarray(over(colours, opacity, stripes())).save(stem.with_suffix(".png"), optimize=True)
-        stem.with_suffix(".txt").write_text(f"a {NAME}\n", encoding="utf-8")
+        stem.with_suffix(".txt").write_text(f"a {NAME}{f' on {colour}' if options.colours else ''}\n", encoding="utf-8")
         if not options.without_masks:
             mask = np.rint(opacity[..., 0] * 255).astype(np.uint8)
             Image.fromarray(mask).save(stem.with_name(f"{stem.name}-masklabel.png"), optimize=True)

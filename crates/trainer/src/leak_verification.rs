@@ -65,16 +65,13 @@ impl LeakVerification<'_> {
         let (width_px, height_px) = self.size_px.unwrap_or((native_px, native_px));
         base.check_size(width_px, height_px)?;
         let schedule = base.noise_schedule();
-        let probes = match self.images {
-            Some(images) => {
-                let latents = encode(&base, images, (width_px, height_px), self.num_points, events)?;
-                LeakProbes::new(&latents, self.num_points, &schedule, self.seed)?
-            }
-            None => {
-                let downsampling = base.vae_config().downsampling();
-                let size = (height_px / downsampling, width_px / downsampling);
-                LeakProbes::without_pictures(size, self.num_points, &schedule, self.seed)?
-            }
+        let probes = if let Some(images) = self.images {
+            let latents = encode(&base, images, (width_px, height_px), self.num_points, events)?;
+            LeakProbes::new(&latents, self.num_points, &schedule, self.seed)?
+        } else {
+            let downsampling = base.vae_config().downsampling();
+            let size = (height_px / downsampling, width_px / downsampling);
+            LeakProbes::without_pictures(size, self.num_points, &schedule, self.seed)?
         };
         let prompts = prompts(&base, self.pairs, events)?;
         events(Event::PhaseStarted { name: "loading the base".into(), total: None });
