@@ -11,7 +11,7 @@ use crate::config::SamplesConfig;
 use crate::error::TrainError;
 
 /// Latents that are drawn together: as many pictures as this is times theirs, so that large ones come one by one.
-const LATENTS_AT_ONCE: usize = 64 * 64;
+pub(crate) const LATENTS_AT_ONCE: usize = 64 * 64;
 
 /// What is needed to draw.
 pub(crate) struct Drawer<'a> {

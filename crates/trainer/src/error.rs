@@ -133,6 +133,12 @@ pub enum TrainError {
         /// The image.
         path: PathBuf,
     },
+    /// A network predicts what is not a number.
+    #[error("the prediction for {prompt:?} is not finite")]
+    NonFinitePrediction {
+        /// The prompt.
+        prompt: String,
+    },
     /// The numbers given to `verify step` are not what they should be.
     #[error("`{}` is not a batch: {reason}", path.display())]
     Batch {
@@ -234,6 +240,7 @@ impl TrainError {
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteNorm { .. }
             | TrainError::NonFiniteLatents { .. }
+            | TrainError::NonFinitePrediction { .. }
             | TrainError::OperationsDiffer { .. }
             | TrainError::Model(ModelError::NonFiniteWeight { .. } | ModelError::NonFinitePicture { .. }) => 5,
             TrainError::Model(ModelError::File(error)) | TrainError::Adapter(error) if error.is_disk() => 6,
@@ -275,6 +282,10 @@ impl TrainError {
             }
             TrainError::NonFiniteLatents { .. } => {
                 "the base's autoencoder is damaged, or the image is: try another of either".to_string()
+            }
+            TrainError::NonFinitePrediction { .. } => {
+                "the base or the adapter is damaged, or the adapter's scale is too large for this number type: try --dtype f32"
+                    .to_string()
             }
             TrainError::Batch { .. } => "the tensors and their shapes: `loralei verify step --help`".to_string(),
             TrainError::OperationsDiffer { .. } => {
