@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Train(TrainArguments),
     Generate(GenerateArguments),
+    /// Look at the images and captions of a run
+    #[command(subcommand)]
+    Dataset(DatasetCommand),
     /// Look at a base model, or write it in another layout
     #[command(subcommand)]
     Model(ModelCommand),
@@ -62,6 +65,38 @@ pub(crate) struct TrainArguments {
     /// Any setting, such as train.steps=500; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatasetCommand {
+    Check(DatasetCheckArguments),
+}
+
+/// Say everything about the images and captions of a run before it begins
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Decodes every image and loads no network. A folder is checked as a run would use it: with prompts, sizes \
+and all else from --set. Ends with exit code 3 if anything would stop the run."
+)]
+pub(crate) struct DatasetCheckArguments {
+    /// Folder of images and captions, or the settings of a run (CONFIG.toml)
+    #[arg(value_name = "DIR|CONFIG")]
+    pub(crate) data: PathBuf,
+    /// Width and height of the training images in pixels [data.size_px]
+    #[arg(long, value_name = "PX")]
+    pub(crate) size: Option<usize>,
+    /// Base model, for its sizes and its tokenizer; a hub id only if it is downloaded already [model.base]
+    #[arg(long, value_name = "BASE")]
+    pub(crate) base: Option<String>,
+    /// Any setting, such as data.prompt="photo of a sks dog"; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// One JSON object on stdout, with every list in full
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Picture of all images as the network sees them: cropped, masks tinted, each with its caption
+    #[arg(long, value_name = "OUT.png")]
+    pub(crate) sheet: Option<PathBuf>,
 }
 
 /// Which base.

@@ -3,6 +3,9 @@
 mod adapters;
 pub(crate) mod base;
 pub(crate) mod bench;
+pub(crate) mod dataset;
+mod dataset_sheet;
+mod dataset_text;
 pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod model;

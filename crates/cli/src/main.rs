@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use indicatif::MultiProgress;
 
-use crate::args::{Arguments, BenchCommand, Command, ModelCommand, VerifyCommand};
+use crate::args::{Arguments, BenchCommand, Command, DatasetCommand, ModelCommand, VerifyCommand};
 use crate::report::{Reporter, exit_code, print_error};
 
 /// candle walks and drops its graph by recursion, a frame or more per operation of the model.
@@ -76,6 +76,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Train(train) => commands::train::run(&train, &mut reporter),
         Command::Generate(generate) => commands::generate::run(&generate, &mut reporter),
+        Command::Dataset(DatasetCommand::Check(check)) => commands::dataset::check(&check, &mut reporter),
         Command::Model(ModelCommand::Info(info)) => commands::model::info(&info, &mut reporter),
         Command::Model(ModelCommand::Convert(convert)) => commands::model::convert(&convert, &mut reporter),
         Command::Verify(VerifyCommand::Step(step)) => commands::verify::step(&step, &mut reporter),

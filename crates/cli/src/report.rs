@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use loralei_trainer::{Event, StepReport, TrainError};
 
-use crate::usage::UsageError;
+use crate::usage::{DataWouldStop, UsageError};
 
 /// Time between two lines of progress where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -118,7 +118,7 @@ fn figures(step: &StepReport) -> String {
     format!("{step_s:.2} s/step  loss {smoothed_loss:.4} ({loss:.4})  lr {learning_rate:.2e}{memory}")
 }
 
-fn gigabytes(bytes: u64) -> String {
+pub(crate) fn gigabytes(bytes: u64) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
 }
 
@@ -145,6 +145,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<loralei_hub::HubError>() {
         return error.hint();
     }
+    if let Some(stop) = error.downcast_ref::<DataWouldStop>() {
+        return stop.hint();
+    }
     let usage = error.downcast_ref::<UsageError>().map(|usage| usage.hint().to_owned());
     usage.or_else(|| train_error(error).and_then(TrainError::hint))
 }
@@ -157,6 +160,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if error.downcast_ref::<UsageError>().is_some() {
         return 2;
+    }
+    if error.downcast_ref::<DataWouldStop>().is_some() {
+        return 3;
     }
     train_error(error).map_or(1, TrainError::exit_code)
 }
@@ -179,17 +185,26 @@ fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-const RED: u8 = 31;
-const YELLOW: u8 = 33;
+pub(crate) const RED: u8 = 31;
+pub(crate) const YELLOW: u8 = 33;
 const CYAN: u8 = 36;
 
 fn painted(text: &str, color: u8) -> String {
-    if has_colors() { format!("\x1b[1;{color}m{text}\x1b[0m") } else { text.to_string() }
+    painted_if(has_colors(), text, color)
+}
+
+pub(crate) fn painted_if(has_colors: bool, text: &str, color: u8) -> String {
+    if has_colors { format!("\x1b[1;{color}m{text}\x1b[0m") } else { text.to_string() }
+}
+
+/// Whether messages are coloured.
+pub(crate) fn has_colors() -> bool {
+    is_coloured(&io::stderr())
 }
 
 /// A terminal, and no `NO_COLOR` (no-color.org: any value that is not empty).
-pub(crate) fn has_colors() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+pub(crate) fn is_coloured(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 fn to_stderr(line: &str) {

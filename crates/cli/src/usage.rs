@@ -1,4 +1,5 @@
-//! Command lines that the parser lets through and that make no sense together.
+//! Errors of the program itself: command lines that the parser lets through and that make no sense together, and what a
+//! check ends with.
 
 /// Exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -15,5 +16,23 @@ impl UsageError {
 
     pub(crate) fn hint(&self) -> &str {
         &self.hint
+    }
+}
+
+/// Data that would stop a run. Exit code 3.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct DataWouldStop {
+    message: String,
+    hint: Option<String>,
+}
+
+impl DataWouldStop {
+    pub(crate) fn new(message: String, hint: Option<String>) -> Self {
+        Self { message, hint }
+    }
+
+    pub(crate) fn hint(&self) -> Option<String> {
+        self.hint.clone()
     }
 }

@@ -68,7 +68,13 @@ fn an_unknown_flag_is_a_usage_error() {
 
 #[test]
 fn help_fits_a_screen() {
-    for command in [&["--help"][..], &["train", "--help"], &["verify", "step", "--help"], &["doctor", "--help"]] {
+    for command in [
+        &["--help"][..],
+        &["train", "--help"],
+        &["dataset", "check", "--help"],
+        &["verify", "step", "--help"],
+        &["doctor", "--help"],
+    ] {
         let output = loralei(command);
         assert_eq!(output.status.code(), Some(0));
         let lines = String::from_utf8(output.stdout).unwrap().lines().count();

@@ -90,7 +90,7 @@ pub use prompt::{PromptPart, WeightedText, parse_prompt};
 pub use random::{Draw, Purpose};
 pub use sampler::{Sampler, SamplerKind};
 pub use text_encoder::TextEncoder;
-pub use tokenizer::{Tokenizer, TokenizerFiles, Tokens};
+pub use tokenizer::{TextLength, Tokenizer, TokenizerFiles, Tokens};
 pub use unet::{Checkpointing, Conditioning, Unet};
 pub use unet_cost::UnetCost;
 pub use vae::{Posterior, Vae};

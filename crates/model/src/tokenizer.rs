@@ -1,6 +1,7 @@
 //! CLIP's tokenizer: lower-cased byte-pair encoding with `</w>` at the end of a word, between two marks, padded to 77.
 //! From `tokenizer.json`, or from `vocab.json` and `merges.txt`, with the marks that `tokenizer_config.json` names.
 
+use crate::clip_vocabulary;
 use crate::error::ModelError;
 use crate::weights::Result;
 use serde_json::{Value, json};
@@ -28,6 +29,15 @@ pub struct Tokens {
     pub input_ids: Vec<i64>,
     /// Tokens of the text that did not fit and were cut, marks not counted.
     pub num_cut: usize,
+}
+
+/// How long a text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextLength {
+    /// Its tokens, marks not counted.
+    pub num_tokens: usize,
+    /// Bytes of the text that fit; all of it if nothing is cut. The first of what is cut follows.
+    pub kept_bytes: usize,
 }
 
 /// The tokenizer of one text encoder.
@@ -111,11 +121,35 @@ impl Tokenizer {
     /// # Errors
     /// Text that the tokenizer cannot encode.
     pub fn ids(&self, text: &str) -> Result<Vec<i64>> {
-        let encoding = self.inner.encode(text, false).map_err(|e| ModelError::BadTokenizer {
+        let encoding = self.encoding(text)?;
+        Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+    }
+
+    fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
+        self.inner.encode(text, false).map_err(|e| ModelError::BadTokenizer {
             path: "tokenizer".into(),
             reason: format!("cannot encode {text:?}: {e}"),
-        })?;
-        Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+        })
+    }
+
+    /// CLIP's own tokenizer, for captions before there is a base.
+    ///
+    /// # Errors
+    /// None that could be met: the vocabulary is part of the program.
+    pub fn of_clip() -> Result<Self> {
+        const POSITIONS: usize = 77;
+        Self::new(&clip_vocabulary::tokenizer_files("<|endoftext|>"), POSITIONS)
+    }
+
+    /// How long a text is, and which part of it the first `max_tokens` tokens are.
+    ///
+    /// # Errors
+    /// Text that the tokenizer cannot encode.
+    pub fn measure(&self, text: &str, max_tokens: usize) -> Result<TextLength> {
+        let encoding = self.encoding(text)?;
+        let num_tokens = encoding.get_ids().len();
+        let cut = encoding.get_offsets().get(max_tokens).map_or(text.len(), |(start, _)| *start);
+        Ok(TextLength { num_tokens, kept_bytes: text.floor_char_boundary(cut) })
     }
 
     /// Tokens of a text that fit between the marks: 75 of 77 positions.

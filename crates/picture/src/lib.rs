@@ -5,10 +5,11 @@
 //! - [`Picture`] is RGB pixels, made from the model's values in [-1, 1] as diffusers makes them.
 //! - [`GenerationParameters`] is how it was drawn, in the text that AUTOMATIC1111's web interface writes into its
 //!   files; [`Picture::to_png`] puts it there and [`read_parameters`] reads it from any PNG.
-//! - [`Grid`] lays pictures out in rows and columns with labels: prompts by scales, or before | after.
+//! - [`Grid`] lays pictures out in rows and columns with labels: prompts by scales, or before | after. [`ContactSheet`] is
+//!   for many pictures with lines below each.
 //!
-//! The reading order is the data flow: [`picture`], [`parameters`], [`mod@file`], [`grid`], [`layout`]. The
-//! crate knows no model, no tensors and no disk: bytes go out, and the caller writes them. Same input, same bytes.
+//! The reading order is the data flow: [`picture`], [`parameters`], [`mod@file`], [`grid`], [`layout`],
+//! [`contact_sheet`]. The crate knows no model, no tensors and no disk: bytes go out, and the caller writes them. Same input, same bytes.
 //!
 //! # Example
 //!
@@ -41,6 +42,7 @@
 //! ```
 
 mod canvas;
+pub mod contact_sheet;
 mod error;
 pub mod file;
 pub mod grid;
@@ -49,6 +51,7 @@ mod lettering;
 pub mod parameters;
 pub mod picture;
 
+pub use contact_sheet::{ContactSheet, SheetText};
 pub use error::PictureError;
 pub use file::read_parameters;
 pub use grid::Grid;

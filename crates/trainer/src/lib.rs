@@ -30,13 +30,17 @@
 mod adamw;
 mod before_after;
 mod captions;
+mod checked_captions;
 mod class_images;
 mod clip;
 mod config;
 mod config_keys;
 mod config_layers;
+mod data_check;
 mod data_config;
 mod data_plan;
+mod data_report;
+mod data_warnings;
 mod drawer;
 mod encoded;
 mod encoded_store;
@@ -68,6 +72,7 @@ mod verify;
 pub use adamw::{AdamW, AdamWSettings, Moments};
 pub use before_after::BeforeAfter;
 pub use captions::Captions;
+pub use checked_captions::CheckedCaption;
 pub use clip::{clip_global_norm, clip_on_device, global_norm};
 pub use config::{
     Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig, PredictionKind,
@@ -76,10 +81,15 @@ pub use config::{
 };
 pub use config_keys::{is_config_key, nearest_config_key};
 pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};
+pub use data_check::{CheckPhase, CheckedData, CheckedPicture, DataCheck};
 pub use data_config::{
     AlphaChoice, CacheChoice, CaptionConfig, CaptionFrom, DataConfig, LineChoice, PriorCaptions, PriorConfig, PriorKind,
 };
 pub use data_plan::{DataPlan, PriorPlan, PriorTerm, SourcePlan};
+pub use data_report::{
+    BucketReport, CaptionOrigins, DataReport, DuplicateGroup, LongCaption, MaskReport, NamedSize, PictureReport,
+    PlaceReport, SkippedFile, TagCount, TokenRange, UnreadableFile,
+};
 pub use encoded::{EncodedData, EncodedImages, Encoding, Latents, Shown};
 pub use error::{TrainError, Violation};
 pub use event::{Event, StepReport};

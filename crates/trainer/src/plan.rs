@@ -13,7 +13,7 @@ use crate::config::{
 use crate::data_plan::{DataPlan, PriorPlan};
 use crate::error::{TrainError, Violation};
 use crate::learning_rate::LearningRateSchedule;
-use loralei_model::{DeviceChoice, NumberTypes, Prediction};
+use loralei_model::{DeviceChoice, NumberTypes, Prediction, TrainingSize};
 
 /// Which base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +147,20 @@ impl Plan {
             precision: config.output.precision,
             warnings: checks.warnings,
         })
+    }
+
+    /// What decides how much memory the run takes with images of this size.
+    pub fn training_size(&self, width_px: usize, height_px: usize) -> TrainingSize {
+        TrainingSize {
+            width_px,
+            height_px,
+            batch_size: self.batch_size,
+            text_encoder: self.text_encoder.is_some(),
+            rank: self.unet.as_ref().map_or(0, |unet| unet.rank),
+            recompute: self.checkpointing == Checkpointing::Block,
+            bytes_per_weight: self.number_types.weight_bytes(),
+            bytes_per_number: candle_core::DType::from(self.dtype).size_in_bytes() as u64,
+        }
     }
 
     /// Samples that one optimizer step sees.

@@ -3,12 +3,11 @@
 //! The state of a run is the factors, the optimizer's moments and the step; batch order, noise, timesteps and the draws
 //! of latents are functions of (seed, step, micro-batch), the learning rate a function of the step.
 
-use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, TrainingSize, peak_device_bytes};
+use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, peak_device_bytes};
 use std::path::Path;
 use std::time::Instant;
 
 use crate::before_after::{BeforeAfter, SampleRun};
-use crate::config::Checkpointing;
 use crate::error::TrainError;
 use crate::event::{Event, StepReport};
 use crate::memory::{peak_resident_bytes, resident_bytes};
@@ -85,16 +84,8 @@ fn train_here(
 
 /// How much memory the run will take, said before anything large is loaded, with a warning where there is less.
 fn expect_memory(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Result<u64, TrainError> {
-    let size = TrainingSize {
-        width_px: plan.data.largest_px().0,
-        height_px: plan.data.largest_px().1,
-        batch_size: plan.batch_size,
-        text_encoder: plan.text_encoder.is_some(),
-        rank: plan.unet.as_ref().map_or(0, |unet| unet.rank),
-        recompute: plan.checkpointing == Checkpointing::Block,
-        bytes_per_weight: plan.number_types.weight_bytes(),
-        bytes_per_number: candle_core::DType::from(plan.dtype).size_in_bytes() as u64,
-    };
+    let (width_px, height_px) = plan.data.largest_px();
+    let size = plan.training_size(width_px, height_px);
     let found = BaseDescription::of(base)?;
     let (expected, switches) =
         (found.training_bytes(size), MemorySwitch::of(&found, size, plan.device == DeviceChoice::Cpu));

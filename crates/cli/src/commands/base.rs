@@ -22,6 +22,20 @@ pub(crate) fn source(choice: &BaseChoice, reporter: &mut Reporter) -> anyhow::Re
     }
 }
 
+/// As [`source`], but nothing is downloaded: a model on the hub that is not there yet is an error.
+pub(crate) fn source_on_disk(choice: &BaseChoice, reporter: &mut Reporter) -> anyhow::Result<BaseSource> {
+    match choice {
+        #[cfg(feature = "hub")]
+        BaseChoice::Named(name) if is_hub_id(name) => {
+            use loralei_hub::{BaseOptions, Hub, HubSettings};
+
+            let hub = Hub::new(HubSettings { is_offline: true, ..HubSettings::from_env()? })?;
+            Ok(BaseSource::at_path(&hub.fetch_base(&name.parse()?, &BaseOptions::default(), &mut |_| ())?))
+        }
+        _ => source(choice, reporter),
+    }
+}
+
 /// `owner/name`, with a file or a revision behind it; what is on the disk is never one, nor what looks like a path.
 fn is_hub_id(name: &str) -> bool {
     let looks_like_a_path = name.starts_with(['.', '/', '~']) || name.contains('\\') || name.ends_with('/');
