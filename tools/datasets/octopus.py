@@ -54,20 +54,22 @@ def emoji_master(character):
     return square.resize((MASTER_PX, MASTER_PX), Image.LANCZOS)
 
 
-def picture(master, background, rng):
-    """(SIZE_PX, SIZE_PX, 3) uint8: the emoji at a random size, place and flip on a plain background."""
+def placed(master, rng):
+    """The emoji at a random size, place and flip: colours (SIZE_PX, SIZE_PX, 3) and opacity (SIZE_PX, SIZE_PX, 1), 0 to 1, f32."""
     side = rng.randint(*SIDE_PX)
     left, top = rng.randint(0, SIZE_PX - side), rng.randint(0, SIZE_PX - side)
     emoji = master.resize((side, side), Image.LANCZOS)
     if rng.random() < 0.5:
         emoji = emoji.transpose(Image.FLIP_LEFT_RIGHT)
-    rgba = np.asarray(emoji).astype(np.float32)
-    opacity = rgba[..., 3:] / 255
-    out = np.empty((SIZE_PX, SIZE_PX, 3), np.float32)
-    out[:] = background
-    under = out[top : top + side, left : left + side]
-    out[top : top + side, left : left + side] = under * (1 - opacity) + rgba[..., :3] * opacity
-    return np.rint(out).astype(np.uint8)
+    whole = np.zeros((SIZE_PX, SIZE_PX, 4), np.float32)
+    whole[top : top + side, left : left + side] = np.asarray(emoji)
+    return whole[..., :3], whole[..., 3:] / 255
+
+
+def over(colours, opacity, background):
+    """(SIZE_PX, SIZE_PX, 3) uint8 of what `placed` gives, on one colour or on a picture."""
+    ground = np.broadcast_to(np.asarray(background, np.float32), colours.shape)
+    return np.rint(ground * (1 - opacity) + colours * opacity).astype(np.uint8)
 
 
 def main():
@@ -79,7 +81,7 @@ def main():
     master = emoji_master(CODE_POINT)
     for number, (colour, background) in enumerate(COLOURS.items(), 1):
         stem = folder / f"{number:02}-{colour}"
-        Image.fromarray(picture(master, background, rng)).save(stem.with_suffix(".png"), optimize=True)
+        Image.fromarray(over(*placed(master, rng), background)).save(stem.with_suffix(".png"), optimize=True)
         stem.with_suffix(".txt").write_text(f"a {NAME} on {colour}\n", encoding="utf-8")
     print(f"{len(COLOURS)} pictures and captions in {folder}")
 

@@ -28,8 +28,8 @@ def load_pipeline(base):
 
 
 def prompt(name, colour):
-    """What to ask for."""
-    return f"a {name} on {colour}"
+    """What to ask for; without a colour the model picks the background."""
+    return f"a {name} on {colour}" if colour else f"a {name}"
 
 
 def draw(pipeline, wanted):

@@ -94,14 +94,16 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 
 /// The SHA-256 of bytes that come piece by piece.
 #[derive(Default)]
-pub(crate) struct ContentHash(Sha256);
+pub struct StreamedHash(Sha256);
 
-impl ContentHash {
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+impl StreamedHash {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    pub(crate) fn hex(self) -> String {
+    /// The hash of all of them, 64 hex digits.
+    pub fn hex(self) -> String {
         hex(&self.0.finalize())
     }
 }

@@ -70,7 +70,7 @@ mod zip_directory;
 pub use atomic_file::{atomic_write, atomic_write_bytes};
 pub use dtype::Dtype;
 pub use error::{AdapterError, ForeignFormat};
-pub use hashes::{AdapterHashes, CheckpointHashes, sha256_hex};
+pub use hashes::{AdapterHashes, CheckpointHashes, StreamedHash, sha256_hex};
 pub use kohya::{Adapter, SaveDtype};
 pub use low_rank::{Array, LoraModule};
 pub use metadata::{BaseVersion, Buckets, DatasetFolder, TrainingFacts, session_id};

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::atomic_file::atomic_write;
 use crate::error::AdapterError;
-use crate::hashes::{CheckpointHashes, ContentHash};
+use crate::hashes::{CheckpointHashes, StreamedHash};
 use crate::tensor_layout::{compare_header, header, in_file_order};
 use crate::{TensorFile, TensorInfo, TensorView};
 
@@ -59,7 +59,7 @@ pub fn write_tensors_streamed(
     let (written, failure) = (Cell::new(None), Cell::new(None));
 
     let write = |out: &mut dyn Write| -> io::Result<()> {
-        let mut hash = ContentHash::default();
+        let mut hash = StreamedHash::default();
         let mut put = |bytes: &[u8]| {
             hash.update(bytes);
             out.write_all(bytes)

@@ -242,6 +242,7 @@ pub(crate) struct ModelConvertArguments {
 pub(crate) enum VerifyCommand {
     Step(VerifyStepArguments),
     Ops(VerifyOpsArguments),
+    Leak(VerifyLeakArguments),
 }
 
 /// Training steps on given latents, noise, timesteps and token ids, without clipping
@@ -307,6 +308,60 @@ pub(crate) struct VerifyOpsArguments {
     /// Largest relative error [default: 1e-5 in f32 on the processor, 1e-4 on a card; 2e-2 in bf16, 5e-3 in f16]
     #[arg(long, value_name = "ERROR")]
     pub(crate) tolerance: Option<f64>,
+}
+
+/// How much an adapter changes what the base predicts, with its trigger and without
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Change: squared distance of the predictions with and without the adapter over the square of the base's, \
+mean over the same noisy latents. Each prompt is asked with and without the trigger: it stands in the place of the class word, or \
+else in front. Leak: the change without it over that with it."
+)]
+pub(crate) struct VerifyLeakArguments {
+    #[command(flatten)]
+    pub(crate) base: BaseArguments,
+    /// Adapter, with a scale if not 1; several are measured together
+    #[arg(long, value_name = "FILE[=SCALE]", required = true)]
+    pub(crate) adapter: Vec<String>,
+    /// What the adapter is called by, as its captions have it
+    #[arg(long, value_name = "WORDS", value_parser = words)]
+    pub(crate) trigger: String,
+    /// What its subject is called otherwise, such as dog
+    #[arg(long, value_name = "WORD", value_parser = words)]
+    pub(crate) class: Option<String>,
+    /// Prompts, one a line [default: the class word, eight unrelated ones and the empty one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Pictures whose latents are made noisy [default: standard normal latents]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) images: Option<PathBuf>,
+    /// Noisy latents, each at a timestep of its own, at which each prompt is asked
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) points: u16,
+    /// What noise and timesteps are drawn from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Width and height in pixels [default: what the base was trained on]
+    #[arg(long, value_name = "WxH", value_parser = size_px)]
+    pub(crate) size: Option<(usize, usize)>,
+    /// Number type in which the base computes [default: what suits the device]
+    #[arg(long, value_parser = dtypes())]
+    pub(crate) dtype: Option<Dtype>,
+    /// Number type in which frozen weights are kept; auto: 16 bits on the processor
+    #[arg(long, default_value = "auto", value_parser = weights())]
+    pub(crate) weights: WeightDtype,
+    /// What the factors of products are rounded to; bf16 where the processor multiplies it
+    #[arg(long, default_value = "f32", value_parser = compute())]
+    pub(crate) compute: Compute,
+    /// Where to compute: cpu, cuda, cuda:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
+    /// Operations: our kernels where the device has some, or the tensor library's everywhere
+    #[arg(long, default_value = "auto", value_parser = implementations())]
+    pub(crate) ops: Ops,
+    /// One JSON object on stdout instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -420,6 +475,12 @@ fn size_px(text: &str) -> Result<(usize, usize), String> {
         Some((side(width)?, side(height)?))
     });
     sides.ok_or_else(|| "write WIDTHxHEIGHT in pixels, such as 512x384".to_owned())
+}
+
+/// Words with one space between, at least one.
+fn words(text: &str) -> Result<String, String> {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if words.is_empty() { Err("there is no word in it".to_owned()) } else { Ok(words) }
 }
 
 fn target_sets() -> impl TypedValueParser<Value = Targets> {

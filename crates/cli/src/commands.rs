@@ -1,5 +1,6 @@
 //! The commands, each as one function from its arguments to its output.
 
+mod adapters;
 pub(crate) mod base;
 pub(crate) mod bench;
 pub(crate) mod dataset;

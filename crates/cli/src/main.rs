@@ -81,6 +81,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Model(ModelCommand::Convert(convert)) => commands::model::convert(&convert, &mut reporter),
         Command::Verify(VerifyCommand::Step(step)) => commands::verify::step(&step, &mut reporter),
         Command::Verify(VerifyCommand::Ops(ops)) => commands::verify::ops(&ops),
+        Command::Verify(VerifyCommand::Leak(leak)) => commands::verify::leak(&leak, &mut reporter),
         Command::Bench(BenchCommand::Step(step)) => commands::bench::step(&step, &mut reporter),
         Command::Doctor(doctor) => commands::doctor::run(&doctor),
     }

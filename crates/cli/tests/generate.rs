@@ -13,7 +13,13 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn loralei(folder: &Path, arguments: &[&str]) -> Output {
-    Command::cargo_bin("loralei").unwrap().current_dir(folder).args(arguments).output().unwrap()
+    Command::cargo_bin("loralei")
+        .unwrap()
+        .env("XDG_CACHE_HOME", folder.join("caches"))
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn stderr(output: &Output) -> String {

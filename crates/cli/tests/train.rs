@@ -12,7 +12,13 @@ fn repository() -> PathBuf {
 }
 
 fn loralei(folder: &Path, arguments: &[&str]) -> Output {
-    Command::cargo_bin("loralei").unwrap().current_dir(folder).args(arguments).output().unwrap()
+    Command::cargo_bin("loralei")
+        .unwrap()
+        .env("XDG_CACHE_HOME", folder.join("caches"))
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -159,7 +165,7 @@ fn broken_input_is_one_line_with_a_hint_the_right_code_and_no_file() {
         Broken {
             what: "an unreadable image",
             harm: |place| fs::write(place.join("images/04-green.png"), b"not a picture").unwrap(),
-            set: "train.seed=1",
+            set: "data.strict=true",
             code: 3,
             says: "04-green.png",
         },
@@ -239,12 +245,67 @@ fn broken_input_is_one_line_with_a_hint_the_right_code_and_no_file() {
 }
 
 #[test]
+fn an_unreadable_image_is_left_out_and_named_and_the_run_goes_on() {
+    let place = workplace();
+    fs::write(place.path().join("images/04-green.png"), b"not a picture").unwrap();
+    let done = run(place.path(), "out", "train.seed=1");
+    let said = stderr(&done);
+    assert_eq!(done.status.code(), Some(0), "{said}");
+    assert!(said.contains("warning: left out") && said.contains("04-green.png"), "{said}");
+}
+
+#[test]
+fn missing_class_images_are_drawn_once_and_change_what_is_learned() {
+    let place = workplace();
+    let arguments = |output: &'static str, kind: &'static str| {
+        let mut arguments: Vec<&str> = RUN.to_vec();
+        arguments[6] = output;
+        arguments.extend([
+            kind,
+            "--set",
+            "data.class=thing",
+            "--set",
+            "prior.num_images=3",
+            "--set",
+            "samples.steps=2",
+        ]);
+        arguments.extend(["--set", "output.name=a", "--set", "prior.every_steps=1"]);
+        arguments
+    };
+    let adapter = |output| fs::read(place.path().join(output).join("a.safetensors")).unwrap();
+    let learn = |output, kind| {
+        let done = loralei(place.path(), &arguments(output, kind));
+        assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+        stderr(&done)
+    };
+    let said = learn("with", "prior.kind=images");
+    assert!(said.contains("drawing class images"), "{said}");
+    let drawn = |name| fs::read(place.path().join("with/class-images").join(name)).unwrap();
+    assert_eq!(fs::read_dir(place.path().join("with/class-images")).unwrap().count(), 3);
+    let (first, of_run) = (drawn("0001.png"), adapter("with"));
+    assert_ne!(first, drawn("0002.png"), "each has a seed of its own");
+    fs::remove_file(place.path().join("with/class-images/0002.png")).unwrap();
+    learn("with", "prior.kind=images");
+    assert!(first == drawn("0001.png") && of_run == adapter("with"), "the missing one is drawn as it was");
+    assert!(!learn("with", "prior.kind=images").contains("drawing class images"), "all are there");
+    learn("without", "prior.kind=none");
+    assert_ne!(of_run, adapter("without"));
+}
+
+#[test]
 fn the_memory_that_is_said_before_is_what_the_run_takes() {
     let place = workplace();
     // A batch so large that what backward keeps is most of it.
     for more in ["train.checkpointing=none", "train.checkpointing=block", "lora.text_encoder.targets=attention"] {
         let arguments = ["train", "--base", "emoji", "--images", "images", "--output", "run", "--set", more];
-        let settings = ["data.size_px=64", "train.batch_size=32", "train.steps=1", "lora.rank=4", "data.prompt=x"];
+        let settings = [
+            "data.size_px=64",
+            "data.repeats=16",
+            "train.batch_size=32",
+            "train.steps=1",
+            "lora.rank=4",
+            "data.prompt=x",
+        ];
         let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
         let output = loralei(place.path(), &[&arguments[..], &settings].concat());
         let said = stderr(&output);

@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use crate::{
-    Alpha, Assigned, Crop, DataError, Dataset, Decoded, Depth, Mask, Pixels, Sample, Size, Source, Surveyed, decode_with,
-    fit_crop, read_mask, survey,
+    Alpha, Assigned, Crop, DataError, Dataset, Decoded, Depth, Mask, Pixels, Sample, Size, Source, Surveyed,
+    decode_with, fit_crop, read_mask, survey,
 };
 
 /// A picture that can be trained on.

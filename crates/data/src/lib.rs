@@ -92,7 +92,7 @@ pub mod wildcard;
 pub use bucket::{Assigned, BucketRules, Size};
 pub use caption::{CaptionLine, CaptionOrigin, CaptionRules, CaptionSource, CaptionText};
 pub use dataset::Dataset;
-pub use decode::{Alpha, Decoded, Header, Note, decode, decode_with, has_image_extension, probe};
+pub use decode::{Alpha, Decoded, Header, Note, decode, decode_with, probe};
 pub use duplicates::{Duplicates, find_duplicates};
 pub use error::DataError;
 pub use findings::{CaptionCounts, Layout, Place, SkipReason, Skipped, Warning};

@@ -1,6 +1,6 @@
 //! Where pictures lie, and what is said about all of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{Alpha, BucketRules, CaptionRules};
 
@@ -34,4 +34,29 @@ pub struct Source {
     pub flip: bool,
     /// Weight in the loss; 1 is ordinary.
     pub weight: f32,
+}
+
+impl Source {
+    /// A folder of pictures whose captions are not looked at: one that has none is good enough.
+    pub fn of_pictures(path: &Path) -> Self {
+        let (width_px, height_px) = (512, 512);
+        Self {
+            path: path.to_owned(),
+            role: Role::Subject,
+            repeats: None,
+            captions: CaptionRules { prompt: Some("-".to_owned()), ..CaptionRules::default() },
+            buckets: BucketRules {
+                width_px,
+                height_px,
+                enabled: false,
+                min_px: 256,
+                max_px: 1024,
+                step_px: 64,
+                no_upscale: false,
+            },
+            alpha: Alpha::default(),
+            flip: false,
+            weight: 1.0,
+        }
+    }
 }

@@ -52,6 +52,8 @@ pub enum Purpose {
     PriorTimesteps,
     /// As [`Purpose::LatentSample`], for images of the class.
     PriorLatentSample,
+    /// Where predictions with and without an adapter are compared.
+    LeakScore,
 }
 
 impl Purpose {
@@ -80,6 +82,7 @@ impl Purpose {
             Purpose::PriorNoise => (14, 0),
             Purpose::PriorTimesteps => (15, 0),
             Purpose::PriorLatentSample => (16, 0),
+            Purpose::LeakScore => (17, 0),
         }
     }
 }
@@ -226,6 +229,7 @@ mod tests {
             Purpose::CaptionDropout,
             Purpose::Weights,
             Purpose::Check,
+            Purpose::LeakScore,
         ];
         let mut firsts: Vec<Vec<i64>> =
             purposes.iter().map(|p| Draw::new(1, 0, 0, *p).integers(0..1 << 40, 2)).collect();

@@ -1,7 +1,6 @@
 //! The tensors of one network under the names that diffusers gives them, whatever the file calls them.
 
-use loralei_adapter::{AdapterError, TensorBytes, TensorFiles, TensorInfo};
-use sha2::{Digest, Sha256};
+use loralei_adapter::{AdapterError, StreamedHash, TensorBytes, TensorFiles, TensorInfo};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -104,17 +103,17 @@ impl WeightFiles {
     /// A file that cannot be read.
     pub fn fingerprint(&self) -> Result<String, AdapterError> {
         const NUMBERS_AT_ONCE: usize = 1 << 20;
-        let (mut hash, mut buffer) = (Sha256::new(), Vec::new());
+        let (mut hash, mut buffer) = (StreamedHash::default(), Vec::new());
         for name in self.names() {
             let bytes = self.bytes(name)?;
-            hash.update(format!("{name} {} {:?}\n", bytes.dtype(), bytes.shape()));
+            hash.update(format!("{name} {} {:?}\n", bytes.dtype(), bytes.shape()).as_bytes());
             let count: usize = bytes.shape().iter().product();
             for first in (0..count).step_by(NUMBERS_AT_ONCE) {
                 bytes.read(first, NUMBERS_AT_ONCE.min(count - first), &mut buffer)?;
                 hash.update(&buffer);
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hash.hex())
     }
 
     fn place(&self, name: &str) -> Result<&Place, AdapterError> {

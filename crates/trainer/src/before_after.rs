@@ -55,7 +55,8 @@ impl SampleRun<'_> {
             size_px: plan.data.largest_px(),
             settings: self.samples,
         };
-        let seeds: Vec<u64> = (0..self.samples.prompts.len() as u64).map(|i| self.samples.seed.wrapping_add(i)).collect();
+        let seeds: Vec<u64> =
+            (0..self.samples.prompts.len() as u64).map(|i| self.samples.seed.wrapping_add(i)).collect();
         let mut done = 0;
         let mut progress = |steps: usize| {
             done += steps as u64;

@@ -92,16 +92,17 @@ impl Captions {
         if encoder_learns {
             return Ok(captions);
         }
-        let load = || (0..base.num_text_encoders()).map(|i| base.load_text_encoder(i, None)).collect::<Result<Vec<_>, _>>();
+        let load =
+            || (0..base.num_text_encoders()).map(|i| base.load_text_encoder(i, None)).collect::<Result<Vec<_>, _>>();
         if let Wanted::New(_) = wanted {
             captions.encoder = Encoder::Stays(load()?);
             return Ok(captions);
         }
-        let mut network = format!("{num_chunks} {computed_by}");
+        let mut parts = vec![num_chunks.to_string(), computed_by.to_owned()];
         for i in 0..base.num_text_encoders() {
-            let fingerprint = base.text_encoder_weights(i)?.fingerprint()?;
-            network += &format!(" {fingerprint} {:?}", base.text_encoder_config(i));
+            parts.extend([base.text_encoder_weights(i)?.fingerprint()?, format!("{:?}", base.text_encoder_config(i))]);
         }
+        let network = parts.join(" ");
         captions.encoder = Encoder::Kept { store: store.clone(), network: network.clone() };
         captions.encode(wanted.captions(), store, &network, load, events)?;
         Ok(captions)
@@ -185,9 +186,8 @@ impl Captions {
             count += usize::from(num_cut > 0);
             if num_cut > 0 && count <= MOST_CUT {
                 let more = if self.num_chunks < 3 { "; `data.max_tokens` lets more in" } else { "" };
-                let message = format!(
-                    "the last {num_cut} tokens do not fit and are not learned from{more}: caption {caption:?}"
-                );
+                let message =
+                    format!("the last {num_cut} tokens do not fit and are not learned from{more}: caption {caption:?}");
                 events(Event::Warning { message });
             }
         }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use loralei_data::{Role, Source, has_image_extension};
+use loralei_data::{Role, Source};
 use loralei_model::{Base, TextEncoder};
 
 use crate::config::SamplesConfig;
@@ -59,21 +59,30 @@ fn draw_missing(
     std::fs::create_dir_all(folder).map_err(disk)?;
     let wanted: Vec<(u64, PathBuf)> =
         (0..num_images as u64).map(|i| (FIRST_SEED + i, folder.join(format!("{:04}.png", i + 1)))).collect();
-    let there = |path: &PathBuf| path.is_file() && has_image_extension(path) && is_of(path, prompt);
-    let missing: Vec<(u64, PathBuf)> = wanted.into_iter().filter(|(_, path)| !there(path)).collect();
-    if missing.is_empty() {
+    let is_there = |path: &PathBuf| path.is_file() && is_of(path, prompt);
+    if wanted.iter().all(|(_, path)| is_there(path)) {
         return Ok(());
     }
     let settings = SamplesConfig { negative: String::new(), ..plan.samples.clone().unwrap_or_default() };
-    let total = (missing.len() * settings.steps) as u64;
-    events(Event::PhaseStarted { name: "drawing class images".into(), total: Some(total) });
     let encoders =
         (0..base.num_text_encoders()).map(|i| base.load_text_encoder(i, None)).collect::<Result<Vec<_>, _>>()?;
     let (unet, vae, schedule) = (base.load_unet(None)?, base.load_vae()?, base.noise_schedule());
-    let drawer = Drawer { base, unet: &unet, schedule: &schedule, vae: &vae, size_px: plan.data.largest_px(), settings: &settings };
+    let drawer = Drawer {
+        base,
+        unet: &unet,
+        schedule: &schedule,
+        vae: &vae,
+        size_px: plan.data.largest_px(),
+        settings: &settings,
+    };
     let encoded = drawer.encode(&encoders.iter().collect::<Vec<&TextEncoder>>(), &[prompt.to_owned()])?;
+    // Always the same together: what is drawn beside a picture moves its last bits.
+    let groups = wanted.chunks(drawer.at_once()).filter(|group| !group.iter().all(|(_, path)| is_there(path)));
+    let groups: Vec<_> = groups.collect();
+    let total = groups.iter().map(|group| group.len() * settings.steps).sum::<usize>() as u64;
+    events(Event::PhaseStarted { name: "drawing class images".into(), total: Some(total) });
     let mut done = 0;
-    for group in missing.chunks(drawer.at_once()) {
+    for group in groups {
         let prompts: Vec<_> = group.iter().flat_map(|_| encoded.iter().cloned()).collect();
         let seeds = group.iter().map(|(seed, _)| *seed).collect();
         let pictures = drawer.pictures(&prompts, seeds, &mut |steps| {

@@ -429,7 +429,7 @@ mod tests {
         let mut layers = ConfigLayers::new();
         layers.file(&path).unwrap();
         let plan = Plan::new(&layers.resolve().unwrap().config).unwrap();
-        assert_eq!((plan.width_px, plan.batch_size, plan.steps), (64, 4, 500));
+        assert_eq!((plan.data.largest_px().0, plan.batch_size, plan.steps), (64, 4, 500));
         assert!(plan.unet.is_some() && plan.text_encoder.is_some() && plan.warnings.is_empty());
         let last = plan.schedule.ratio(499);
         assert!(last > 0.05 && last < 0.053, "{last}");

@@ -39,8 +39,6 @@ pub struct DataConfig {
     pub trigger: Option<String>,
     /// Word for what the subject is a kind of: `cat`. The prior and class images use it.
     pub class: Option<String>,
-    /// How captions are made.
-    pub captions: CaptionConfig,
     /// How often each image is shown in an epoch. Unset: the number in front of a folder's name (`10_cat`), else 1.
     pub repeats: Option<u32>,
     /// What transparent parts are: a colour that lies under them, `white`, `black` or `#rrggbb`, or `mask`: not learned.
@@ -61,6 +59,8 @@ pub struct DataConfig {
     /// Folder that keeps encoded images and captions for the next run; `auto`: `loralei/encoded` in the user's folder for
     /// caches; `off`: they are kept in memory. Entries are found by the content of what they were made from.
     pub cache: CacheChoice,
+    /// How captions are made.
+    pub captions: CaptionConfig,
 }
 
 /// `[data.captions]`: how captions are made, in kohya's order: line, trigger, prefix and suffix, dropout, wildcards, tags.
@@ -371,7 +371,8 @@ impl<'de> Deserialize<'de> for AlphaChoice {
         }
         let hex = text.strip_prefix('#').filter(|hex| hex.len() == 6 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
         let colour = hex.and_then(|hex| u32::from_str_radix(hex, 16).ok());
-        let wrong = || de::Error::custom(format!("{text:?} is not \"white\", \"black\", \"mask\" or a colour \"#rrggbb\""));
+        let wrong =
+            || de::Error::custom(format!("{text:?} is not \"white\", \"black\", \"mask\" or a colour \"#rrggbb\""));
         let [_, r, g, b] = colour.ok_or_else(wrong)?.to_be_bytes();
         Ok(Self(Alpha::Over([r, g, b])))
     }
@@ -498,7 +499,8 @@ mod tests {
 
     #[test]
     fn a_wrong_source_is_named_by_its_number() {
-        let (index, message) = sources("[[sources]]\nimages = \"a\"\n[[sources]]\nimages = \"b\"\nrepeat = 2\n").unwrap_err();
+        let (index, message) =
+            sources("[[sources]]\nimages = \"a\"\n[[sources]]\nimages = \"b\"\nrepeat = 2\n").unwrap_err();
         assert!(index == 1 && message.contains("`repeat`") && message.contains("`repeats`"), "{message}");
         assert_eq!(sources("[[sources]]\nrepeats = 2\n").unwrap_err(), (0, "`images` is not set".to_owned()));
         assert_eq!(sources("").unwrap(), []);

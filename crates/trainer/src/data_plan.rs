@@ -78,7 +78,8 @@ impl DataPlan {
 
     /// Width and height of the source with most pixels, which no bucket exceeds.
     pub fn largest_px(&self) -> (usize, usize) {
-        let sizes = self.of_images().map(|source| (source.buckets.width_px as usize, source.buckets.height_px as usize));
+        let sizes =
+            self.of_images().map(|source| (source.buckets.width_px as usize, source.buckets.height_px as usize));
         sizes.max_by_key(|(width, height)| width * height).unwrap_or_default()
     }
 
@@ -105,7 +106,8 @@ impl Checks {
             .iter()
             .enumerate()
             .map(|(i, source)| {
-                let section = if i < num_shared { "data".to_owned() } else { format!("data.sources[{}]", i - num_shared) };
+                let section =
+                    if i < num_shared { "data".to_owned() } else { format!("data.sources[{}]", i - num_shared) };
                 self.source(&section, source)
             })
             .collect();
@@ -136,7 +138,8 @@ impl Checks {
         let width_px = self.side(section, "width_px", source.width_px, source.size_px);
         let height_px = self.side(section, "height_px", source.height_px, source.size_px);
         let side_px = (width_px * height_px).isqrt();
-        let (min_px, max_px) = (source.bucket_min_px.unwrap_or(side_px / 2), source.bucket_max_px.unwrap_or(2 * side_px));
+        let (min_px, max_px) =
+            (source.bucket_min_px.unwrap_or(side_px / 2), source.bucket_max_px.unwrap_or(2 * side_px));
         for (name, side_px) in [("bucket_min_px", source.bucket_min_px), ("bucket_max_px", source.bucket_max_px)] {
             if let Some(side_px) = side_px.filter(|side_px| !(1..=8192).contains(side_px)) {
                 self.refuse(&key(name), format!("{side_px} is not within 1 to 8192"), "leave it out for the usual");
@@ -217,7 +220,11 @@ impl Checks {
                 let has_images = data.sources.iter().any(|plan| plan.source.role == Role::Class);
                 if prompt.is_none() && !has_images {
                     let problem = "there are no class images, and nothing says what to draw";
-                    self.refuse("prior.prompt", problem, "set `data.class` or `prior.prompt`, or a source of role \"class\"");
+                    self.refuse(
+                        "prior.prompt",
+                        problem,
+                        "set `data.class` or `prior.prompt`, or a source of role \"class\"",
+                    );
                 }
                 PriorTerm::Images { num_images: prior.num_images, prompt: prompt.unwrap_or_default() }
             }

@@ -11,7 +11,7 @@ use crate::config::SamplesConfig;
 use crate::error::TrainError;
 
 /// Latents that are drawn together: as many pictures as this is times theirs, so that large ones come one by one.
-const LATENTS_AT_ONCE: usize = 64 * 64;
+pub(crate) const LATENTS_AT_ONCE: usize = 64 * 64;
 
 /// What is needed to draw.
 pub(crate) struct Drawer<'a> {
@@ -30,7 +30,11 @@ impl Drawer<'_> {
     ///
     /// # Errors
     /// Text that the tokenizer cannot encode.
-    pub(crate) fn encode(&self, encoders: &[&TextEncoder], prompts: &[String]) -> Result<Vec<EncodedPrompts>, TrainError> {
+    pub(crate) fn encode(
+        &self,
+        encoders: &[&TextEncoder],
+        prompts: &[String],
+    ) -> Result<Vec<EncodedPrompts>, TrainError> {
         let tokenizers = (0..encoders.len()).map(|i| self.base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
         let stages = tokenizers.iter().zip(encoders).map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
         let conditioner = Conditioner::new(stages.collect(), 1)?;

@@ -30,8 +30,8 @@ impl Key {
     pub(crate) fn new(kind: &str, parts: &[&str]) -> Self {
         let all = [kind, FORMAT, env!("CARGO_PKG_VERSION")].into_iter().chain(parts.iter().copied());
         // Lengths keep two lists apart that would read the same.
-        let text: String = all.map(|part| format!("{} {part}\n", part.len())).collect();
-        Self(sha256_hex(text.as_bytes()))
+        let parts: Vec<String> = all.map(|part| format!("{} {part}", part.len())).collect();
+        Self(sha256_hex(parts.join("\n").as_bytes()))
     }
 }
 

@@ -133,6 +133,12 @@ pub enum TrainError {
         /// The image.
         path: PathBuf,
     },
+    /// A network predicts what is not a number.
+    #[error("the prediction for {prompt:?} is not finite")]
+    NonFinitePrediction {
+        /// The prompt.
+        prompt: String,
+    },
     /// The numbers given to `verify step` are not what they should be.
     #[error("`{}` is not a batch: {reason}", path.display())]
     Batch {
@@ -226,11 +232,15 @@ impl TrainError {
                 | ModelError::NoDevice { .. }
                 | ModelError::Exists { .. },
             ) => 2,
-            TrainError::StepWeight { .. } | TrainError::Data(_) | TrainError::Dataset { .. } | TrainError::Batch { .. } => 3,
+            TrainError::StepWeight { .. }
+            | TrainError::Data(_)
+            | TrainError::Dataset { .. }
+            | TrainError::Batch { .. } => 3,
             TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteNorm { .. }
             | TrainError::NonFiniteLatents { .. }
+            | TrainError::NonFinitePrediction { .. }
             | TrainError::OperationsDiffer { .. }
             | TrainError::Model(ModelError::NonFiniteWeight { .. } | ModelError::NonFinitePicture { .. }) => 5,
             TrainError::Model(ModelError::File(error)) | TrainError::Adapter(error) if error.is_disk() => 6,
@@ -273,6 +283,10 @@ impl TrainError {
             TrainError::NonFiniteLatents { .. } => {
                 "the base's autoencoder is damaged, or the image is: try another of either".to_string()
             }
+            TrainError::NonFinitePrediction { .. } => {
+                "the base or the adapter is damaged, or the adapter's scale is too large for this number type: try --dtype f32"
+                    .to_string()
+            }
             TrainError::Batch { .. } => "the tensors and their shapes: `loralei verify step --help`".to_string(),
             TrainError::OperationsDiffer { .. } => {
                 "`--ops generic` computes with the tensor library's operations; a card that fails these too is at fault"
@@ -298,11 +312,9 @@ impl TrainError {
 /// The first few problems in one line, and how many there are besides.
 fn several(problems: &[DataError]) -> String {
     const MOST: usize = 5;
-    let mut text = joined(problems.iter().take(MOST).map(ToString::to_string));
-    if problems.len() > MOST {
-        text += &format!("; and {} more", problems.len() - MOST);
-    }
-    text
+    let first = problems.iter().take(MOST).map(ToString::to_string);
+    let more = (problems.len() > MOST).then(|| format!("and {} more", problems.len() - MOST));
+    joined(first.chain(more))
 }
 
 fn joined(parts: impl Iterator<Item = String>) -> String {

@@ -168,15 +168,19 @@ impl Network {
     }
 
     fn conditioning(&self, text: &Text) -> Result<Conditioning, TrainError> {
-        let context = match text {
-            Text::Encoded(context) => context.clone(),
+        Ok(Conditioning::text(self.context(text)?))
+    }
+
+    /// The text as the U-Net takes it: (b, 77, d).
+    pub(crate) fn context(&self, text: &Text) -> Result<Tensor, TrainError> {
+        match text {
+            Text::Encoded(context) => Ok(context.clone()),
             Text::Tokens(input_ids) => {
                 let encoded = self.text_encoders.iter().zip(input_ids);
                 let encoded = encoded.map(|(encoder, ids)| encode_chunks(encoder, ids, self.checkpointing));
-                Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 2)? // (b, 77 n, d)
+                Ok(Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 2)?) // (b, 77 n, d)
             }
-        };
-        Ok(Conditioning::text(context))
+        }
     }
 }
 

@@ -507,7 +507,7 @@ mod tests {
     #[test]
     fn width_and_height_override_the_size_one_by_one() {
         let plan = plan(&["data.size_px=256", "data.height_px=384"]).unwrap();
-        assert_eq!((plan.width_px, plan.height_px), (256, 384));
+        assert_eq!(plan.data.largest_px(), (256, 384));
     }
 
     #[test]

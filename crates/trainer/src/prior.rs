@@ -12,7 +12,7 @@ use crate::encoded::EncodedImages;
 use crate::error::TrainError;
 
 /// Things that have nothing to do with most subjects.
-const UNRELATED: [&str; 8] = [
+pub(crate) const UNRELATED: [&str; 8] = [
     "a photo of a person",
     "a mountain landscape",
     "a street in a city",
@@ -63,7 +63,11 @@ fn own(data: &DataPlan, images: &EncodedImages) -> Vec<String> {
     images.first_captions().filter_map(other).collect()
 }
 
-fn read_lines(path: &Path) -> Result<Vec<String>, TrainError> {
+/// The lines of a file of captions or prompts, trimmed; not all of them empty.
+///
+/// # Errors
+/// A file that cannot be read or holds no caption.
+pub(crate) fn read_lines(path: &Path) -> Result<Vec<String>, TrainError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| TrainError::ConfigRead { path: path.to_path_buf(), source })?;
     let lines: Vec<String> = text.lines().map(str::trim).map(str::to_owned).collect();

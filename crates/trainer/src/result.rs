@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Checkpointing, Dtype, ScheduleKind};
+use crate::encoded::EncodedImages;
 use crate::error::TrainError;
 use crate::event::Event;
-use crate::encoded::EncodedImages;
 use crate::plan::Plan;
 use crate::training_images::TrainingImages;
 

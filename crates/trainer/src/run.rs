@@ -3,30 +3,22 @@
 //! The state of a run is the factors, the optimizer's moments and the step; batch order, noise, timesteps and the draws
 //! of latents are functions of (seed, step, micro-batch), the learning rate a function of the step.
 
-use loralei_data::{Dataset, Role, Size, Source};
 use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, peak_device_bytes};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::before_after::{BeforeAfter, SampleRun};
-use crate::captions::{Captions, Wanted};
-use crate::class_images::with_class_images;
-use crate::data_plan::{PriorPlan, PriorTerm};
-use crate::encoded::{EncodedData, Encoding};
-use crate::encoded_store::EncodedStore;
-use crate::error::{TrainError, Violation};
+use crate::error::TrainError;
 use crate::event::{Event, StepReport};
 use crate::memory::{peak_resident_bytes, resident_bytes};
 use crate::memory_switch::MemorySwitch;
 use crate::metrics::MetricsWriter;
 use crate::network::Network;
 use crate::plan::Plan;
-use crate::prior::prior_captions;
 use crate::result::{AdapterFile, WrittenAdapter, adapter_path};
 use crate::smoothed_loss::SmoothedLoss;
-use crate::training_images::TrainingImages;
-use crate::training_step::{TrainingData, TrainingStep};
+use crate::training_data::TrainingData;
+use crate::training_step::TrainingStep;
 use crate::update::StepUnderWay;
 
 /// Steps between two readings on a card.
@@ -72,8 +64,7 @@ fn train_here(
     let (width_px, height_px) = plan.data.largest_px();
     base.check_size(width_px, height_px)?;
     *expected_bytes = Some(expect_memory(plan, &base, events)?);
-    let images = read_images(plan, &base, events)?;
-    let data = encode(plan, &base, &images, events)?;
+    let (images, data) = TrainingData::prepare(plan, &base, events)?;
     events(Event::PhaseStarted { name: "loading the base".into(), total: None });
     let (unet, text) = (plan.unet.as_ref(), plan.text_encoder.as_ref());
     let network = Network::load(&base, unet, text, plan.seed, plan.checkpointing)?;
@@ -157,63 +148,6 @@ fn first_and_last(losses: &[f64]) -> (f64, f64) {
     let tenth = losses.len().div_ceil(10).max(1);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len().max(1) as f64;
     (mean(&losses[..tenth.min(losses.len())]), mean(&losses[losses.len().saturating_sub(tenth)..]))
-}
-
-/// The images at sizes that the base takes, class images drawn where some are missing.
-fn read_images(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Result<TrainingImages, TrainError> {
-    let num_class_images = |sources: &[Source]| {
-        let found = Dataset::read(sources)?;
-        Ok(found.samples.iter().filter(|sample| sample.role == Role::Class).count())
-    };
-    let sources = plan.data.sources(base.size_multiple_px());
-    let sources = with_class_images(plan, base, sources, num_class_images, events)?;
-    let images = TrainingImages::read(sources, &plan.data, events)?;
-    for picture in images.subject.iter().chain(&images.class) {
-        let Size { width_px, height_px } = picture.assigned.bucket;
-        base.check_size(width_px as usize, height_px as usize)?;
-    }
-    let uses_class = matches!(&plan.prior, Some(PriorPlan { kind: PriorTerm::Images { .. }, .. }));
-    if uses_class && images.class.is_empty() {
-        let (problem, hint) = ("there is no class image that can be used", "set `data.class`, so that some are drawn");
-        return Err(Violation { key: "prior.kind".into(), problem: problem.into(), hint: hint.into() }.into());
-    }
-    if !uses_class && !images.class.is_empty() {
-        let message = "class images are not used: `prior.kind` is not \"images\"".to_owned();
-        events(Event::Warning { message });
-    }
-    Ok(images)
-}
-
-/// Latents and captions, from the store or by the networks.
-fn encode(
-    plan: &Plan,
-    base: &Base,
-    images: &TrainingImages,
-    events: &mut dyn FnMut(Event),
-) -> Result<TrainingData, TrainError> {
-    let store = Arc::new(EncodedStore::open(&plan.data.cache)?);
-    let (device, types) = (base.device().location(), plan.number_types);
-    let computed_by = format!("{device:?} {:?} {:?} {types:?}", plan.ops, plan.compute);
-    let encoding = Encoding {
-        seed: plan.seed,
-        batch_size: plan.batch_size,
-        outside_mask_weight: plan.data.outside_mask_weight,
-        strict: plan.data.strict,
-        computed_by: &computed_by,
-    };
-    let encoded = EncodedData::new(base, images, store.clone(), encoding, events)?;
-    let prior_captions = prior_captions(plan.prior.as_ref(), &plan.data, &encoded.subject)?;
-    let mut others = prior_captions.clone();
-    others.extend(encoded.class.first_captions());
-    let num_batches = plan.steps.saturating_mul(plan.accumulate as u64);
-    let wanted = Wanted::of(&encoded.subject, num_batches, &others);
-    let learns = plan.text_encoder.is_some();
-    let captions = Captions::new(base, &wanted, plan.data.num_chunks, learns, &store, &computed_by, events)?;
-    if captions.encoder_stays() {
-        let message = "captions are made anew each time: the text encoder stays in memory".to_owned();
-        events(Event::Note { message });
-    }
-    Ok(TrainingData { images: encoded, captions, prior_captions })
 }
 
 /// Makes the run's folder, with the settings in it. Nothing of an earlier run is touched but its `metrics.jsonl` and

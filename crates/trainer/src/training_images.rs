@@ -37,7 +37,8 @@ impl TrainingImages {
         if !problems.is_empty() {
             return Err(TrainError::Dataset { problems });
         }
-        let left_aside = found.skipped.iter().map(|entry| format!("left aside `{}`: {}", entry.path.display(), entry.reason));
+        let left_aside =
+            found.skipped.iter().map(|entry| format!("left aside `{}`: {}", entry.path.display(), entry.reason));
         warn(left_aside, "entries were left aside", events);
         let broken = unreadable.iter().map(|unreadable| format!("left out: {}", unreadable.error));
         warn(broken, "images were left out", events);
@@ -62,7 +63,7 @@ impl TrainingImages {
     fn say(&self, events: &mut dyn FnMut(Event)) {
         for place in &self.places {
             let counts = &place.captions;
-            let mut message = format!("{} images, {} with a caption file", place.num_images, counts.files);
+            let mut parts = vec![format!("{} images, {} with a caption file", place.num_images, counts.files)];
             for (count, what) in [
                 (counts.metadata, "in metadata.jsonl"),
                 (counts.file_names, "named by their file"),
@@ -70,13 +71,10 @@ impl TrainingImages {
                 (counts.prompts, "with the prompt"),
                 (place.num_masks, "with a mask"),
             ] {
-                if count > 0 {
-                    message += &format!(", {count} {what}");
-                }
+                parts.extend((count > 0).then(|| format!("{count} {what}")));
             }
-            if place.repeats > 1 {
-                message += &format!(", each {} times an epoch", place.repeats);
-            }
+            parts.extend((place.repeats > 1).then(|| format!("each {} times an epoch", place.repeats)));
+            let message = parts.join(", ");
             events(Event::Note { message: format!("{message}, in `{}`", place.path.display()) });
         }
     }

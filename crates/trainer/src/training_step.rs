@@ -4,25 +4,15 @@
 //! processor makes the next batch ready.
 
 use candle_core::Device;
-use loralei_model::{Draw, Purpose};
 
-use crate::captions::Captions;
 use crate::data_plan::PriorTerm;
-use crate::encoded::{EncodedData, EncodedImages, Latents};
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients, StepGradient};
-use crate::network::{Network, Text, tensor};
+use crate::network::Network;
 use crate::objective::{MicroBatch, Outcome};
 use crate::plan::Plan;
+use crate::training_data::TrainingData;
 use crate::update::{StepUnderWay, Update};
-
-/// All that a run learns from.
-pub(crate) struct TrainingData {
-    pub(crate) images: EncodedData,
-    pub(crate) captions: Captions,
-    /// For the prior, not of any image.
-    pub(crate) prior_captions: Vec<String>,
-}
 
 /// The moving parts of a run.
 pub(crate) struct TrainingStep<'a> {
@@ -52,8 +42,8 @@ impl<'a> TrainingStep<'a> {
     fn summed_gradient(&self, step: u64) -> Result<StepGradient, TrainError> {
         let mut tree = GradientTree::new();
         for micro in 0..self.plan.accumulate as u64 {
-            let index = step * self.plan.accumulate as u64 + micro;
-            let (batch, text) = self.micro_batch(&self.data.images.subject, index, step, micro, &OF_SUBJECT)?;
+            let (batch, text) = self.data.subject(self.plan, step, micro, self.network.schedule().num_timesteps())?;
+            let batch = batch.to_device(self.device())?;
             let loss_scale = self.update.loss_scale().factor();
             let Outcome { weighted_loss, weight, gradients: store, .. } =
                 self.network.run(&batch, &text, loss_scale)?;
@@ -80,18 +70,15 @@ impl<'a> TrainingStep<'a> {
         let loss_scale = self.update.loss_scale().factor();
         let outcome = match prior.kind {
             PriorTerm::Base(_) => {
-                let draw = Draw::new(self.plan.seed, step, micro, Purpose::PriorCaption);
-                let b = batch.timesteps.len();
-                let drawn = draw.integers(0..self.data.prior_captions.len() as i64, b);
-                let captions: Vec<&str> = drawn.iter().map(|i| self.data.prior_captions[*i as usize].as_str()).collect();
+                let text = self.data.prior_text(self.plan, step, micro, batch.timesteps.len())?;
                 // Where a mask leaves out, the subject is not learned, but the base is held to all the same.
                 let everywhere = MicroBatch { loss_mask: None, ..batch.clone() };
-                self.network.run_prior(&everywhere, &self.data.captions.text(&captions)?, loss_scale)?
+                self.network.run_prior(&everywhere, &text, loss_scale)?
             }
             PriorTerm::Images { .. } => {
-                let index = step / prior.every_steps * self.plan.accumulate as u64 + micro;
-                let (batch, text) = self.micro_batch(&self.data.images.class, index, step, micro, &OF_CLASS)?;
-                self.network.run(&batch, &text, loss_scale)?
+                let (every, num_timesteps) = (prior.every_steps, self.network.schedule().num_timesteps());
+                let (batch, text) = self.data.class(self.plan, step, every, micro, num_timesteps)?;
+                self.network.run(&batch.to_device(self.device())?, &text, loss_scale)?
             }
         };
         for (name, gradient) in self.network.factors().take_gradients(&outcome.gradients)? {
@@ -100,37 +87,4 @@ impl<'a> TrainingStep<'a> {
         }
         Ok(())
     }
-
-    /// Micro-batch number `index` of `images`, on the device; its random numbers are those of `micro` in `step`.
-    fn micro_batch(
-        &self,
-        images: &EncodedImages,
-        index: u64,
-        step: u64,
-        micro: u64,
-        purposes: &Purposes,
-    ) -> Result<(MicroBatch, Text), TrainError> {
-        let draw = |purpose| Draw::new(self.plan.seed, step, micro, purpose);
-        let shown = images.shown(index);
-        let Latents { latents, loss_mask, sample_weight } =
-            self.data.images.latents(images, &shown, draw(purposes.latent_sample))?;
-        let noise = tensor(draw(purposes.noise).standard_normal(latents.elem_count()), latents.shape())?;
-        let last = self.network.schedule().num_timesteps() as i64;
-        let timesteps = draw(purposes.timesteps).integers(0..last, shown.len());
-        let batch = MicroBatch { latents, noise, timesteps, loss_mask, sample_weight: Some(sample_weight) };
-        let captions: Vec<&str> = shown.iter().map(|shown| shown.caption.as_str()).collect();
-        Ok((batch.to_device(self.device())?, self.data.captions.text(&captions)?))
-    }
 }
-
-/// What the random numbers of a micro-batch are drawn for.
-struct Purposes {
-    latent_sample: Purpose,
-    noise: Purpose,
-    timesteps: Purpose,
-}
-
-const OF_SUBJECT: Purposes =
-    Purposes { latent_sample: Purpose::LatentSample, noise: Purpose::Noise, timesteps: Purpose::Timesteps };
-const OF_CLASS: Purposes =
-    Purposes { latent_sample: Purpose::PriorLatentSample, noise: Purpose::PriorNoise, timesteps: Purpose::PriorTimesteps };

@@ -1,4 +1,4 @@
-//! `docs/reference/config.md` is made from the types: the sections and keys of `src/config.rs` with their comments, and
+//! `docs/reference/config.md` is made from the types: the sections and keys of `src/config.rs` and `src/data_config.rs` with their comments, and
 //! the defaults. `LORALEI_WRITE_REFERENCE=1 cargo test -p loralei-trainer --test config_reference` writes it anew.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
@@ -62,7 +62,8 @@ fn write_section(text: &mut String, all: &BTreeMap<String, Section>, name: &str,
 
 #[test]
 fn the_reference_of_the_settings_is_current() {
-    let all = sections(include_str!("../src/config.rs"));
+    let mut all = sections(include_str!("../src/config.rs"));
+    all.extend(sections(include_str!("../src/data_config.rs")));
     let defaults = toml::Table::try_from(TrainConfig::default()).unwrap();
     let mut text = String::from(
         "# Settings\n\nEvery key of a configuration file, and of `--set`: `--set lora.rank=8` is `rank = 8` under `[lora]`. \

@@ -1,12 +1,11 @@
 //! Learning that is real: two images, the same noise and timesteps in every step, and the loss must fall.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
-use candle_core::{DType, Device, Tensor};
-use loralei_data::{CaptionRules, Folder};
+use candle_core::{DType, Device};
 use loralei_model::{Base, BaseSource};
 use loralei_trainer::{
-    AdamW, AdamWSettings, Checkpointing, ComponentPlan, Draw, EncodedData, GradientTree, MicroBatch, Network, Purpose,
-    Targets,
+    AdamW, AdamWSettings, Checkpointing, ComponentPlan, ConfigLayers, GradientTree, MicroBatch, Network, Plan, Targets,
+    TrainingData,
 };
 use std::path::{Path, PathBuf};
 
@@ -23,18 +22,24 @@ fn overfitting_two_images_more_than_halves_the_loss() {
             std::fs::copy(repository().join("datasets/octopus").join(&file), images.path().join(&file)).unwrap();
         }
     }
-    let folder = Folder::read(images.path(), CaptionRules::default()).unwrap();
     let source = BaseSource::Folder(repository().join("tests/golden/sd1/base"));
     let base = Base::open(source, None, DType::F32, &Device::Cpu).unwrap();
-    let data = EncodedData::new(&base, &folder, (32, 48), true, Vec::new(), &mut |_| ()).unwrap();
+    let mut layers = ConfigLayers::new();
+    layers.set_text("data.images", &images.path().display().to_string()).unwrap();
+    for set in ["data.width_px=32", "data.height_px=48", "data.buckets=false", "data.cache=off", "train.seed=3"] {
+        layers.set(set).unwrap();
+    }
+    for set in ["train.batch_size=2", "lora.text_encoder.targets=full"] {
+        layers.set(set).unwrap();
+    }
+    let run = Plan::new(&layers.resolve().unwrap().config).unwrap();
+    let (_, data) = TrainingData::prepare(&run, &base, &mut |_| ()).unwrap();
     let plan = ComponentPlan { targets: Targets::Full, rank: 16, alpha: 16.0, learning_rate: 1e-2 };
     let network = Network::load(&base, Some(&plan), Some(&plan), 3, Checkpointing::None).unwrap();
 
-    let latents = data.latents(&[0, 1], Draw::new(3, 0, 0, Purpose::LatentSample)).unwrap();
-    let noise = Draw::new(3, 0, 0, Purpose::Noise).standard_normal(latents.elem_count());
-    let noise = Tensor::from_vec(noise, latents.shape(), &Device::Cpu).unwrap();
-    let batch = MicroBatch { latents, noise, timesteps: vec![700, 300], loss_mask: None, sample_weight: None };
-    let text = data.text(&[0, 1]).unwrap();
+    let (batch, text) = data.subject(&run, 0, 0, 1000).unwrap();
+    let batch = MicroBatch { timesteps: vec![700, 300], ..batch };
+    assert_eq!(batch.latents.dims(), [2, 4, 12, 8]);
     let factors = network.factors().vars();
     let mut adamw = AdamW::new(AdamWSettings::default());
     let mut losses = Vec::new();

@@ -1,6 +1,5 @@
 //! `loralei generate`: pictures from text.
 
-mod adapters;
 mod cells;
 
 use std::collections::BTreeMap;
@@ -18,10 +17,10 @@ use loralei_trainer::{BaseChoice, Dtype, Event, TrainError};
 use serde::Serialize;
 
 use crate::args::GenerateArguments;
+use crate::commands::adapters::Adapters;
 use crate::commands::base::{self, model};
 use crate::report::Reporter;
 use crate::usage::UsageError;
-use adapters::Adapters;
 use cells::{Cell, Cells, Labels};
 
 pub(crate) fn run(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::Result<()> {

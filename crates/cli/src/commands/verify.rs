@@ -1,4 +1,7 @@
-//! `loralei verify`: the training step on given numbers, and every operation of a device against the processor's.
+//! `loralei verify`: the training step on given numbers, every operation of a device against the processor's, and what an
+//! adapter changes without its trigger.
+
+mod leak;
 
 use std::io::{Write, stdout};
 
@@ -8,6 +11,7 @@ use loralei_trainer::{BaseChoice, Event, StepVerification, TrainError, WeightDty
 use crate::args::{VerifyOpsArguments, VerifyStepArguments};
 use crate::commands::base;
 use crate::report::Reporter;
+pub(crate) use leak::leak;
 
 pub(crate) fn step(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     // What is held against another program has the numbers of the file.

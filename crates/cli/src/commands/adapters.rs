@@ -1,4 +1,4 @@
-//! `--adapter FILE[=SCALE]`: the adapters of a picture, and their sum.
+//! `--adapter FILE[=SCALE]`: the adapters of a command, and their sum.
 
 use std::path::{Path, PathBuf};
 
@@ -8,15 +8,15 @@ use loralei_picture::AdapterUse;
 use loralei_trainer::TrainError;
 
 /// The adapters of the command line.
-pub(super) struct Adapters {
+pub(crate) struct Adapters {
     files: Vec<(PathBuf, f32)>,
     /// What all of them do together; `None` without adapters.
-    pub(super) sum: Option<Adapter>,
+    pub(crate) sum: Option<Adapter>,
     hashes: Vec<Option<String>>,
 }
 
 impl Adapters {
-    pub(super) fn read(arguments: &[String]) -> anyhow::Result<Self> {
+    pub(crate) fn read(arguments: &[String]) -> anyhow::Result<Self> {
         let files: Vec<(PathBuf, f32)> = arguments.iter().map(|argument| split(argument)).collect();
         let mut adapters = Vec::with_capacity(files.len());
         for (path, scale) in &files {
@@ -32,7 +32,7 @@ impl Adapters {
     }
 
     /// As a picture's parameters name them.
-    pub(super) fn in_use(&self, strength: f32) -> Vec<AdapterUse> {
+    pub(crate) fn in_use(&self, strength: f32) -> Vec<AdapterUse> {
         let named = self.files.iter().zip(&self.hashes).map(|((path, scale), hash)| AdapterUse {
             name: stem(path),
             scale: f64::from((scale * strength * 1000.0).round()) / 1000.0,
