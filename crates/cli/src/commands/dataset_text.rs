@@ -235,7 +235,8 @@ fn filled(words: impl Iterator<Item = String>) -> Vec<String> {
     for word in words {
         match lines.last_mut() {
             Some(line) if line.chars().count() + 2 + word.chars().count() <= LINE_CHARS => {
-                *line += &format!(", {word}")
+                line.push_str(", ");
+                line.push_str(&word);
             }
             Some(line) => {
                 line.push(',');
@@ -292,7 +293,7 @@ mod tests {
     #[test]
     fn quotations_keep_both_ends_and_nothing_steers_the_terminal() {
         assert_eq!(quoted("a dog"), "\"a dog\"");
-        let long = quoted(&format!("start {} end", "word ".repeat(40)));
+        let long = quoted(&format!("start {}end", "word ".repeat(40)));
         assert!(long.starts_with("\"start word") && long.ends_with("word end\"") && long.contains(" ... "), "{long}");
         assert!(long.chars().count() <= QUOTED_CHARS + 2, "{long}");
         assert_eq!(quoted("\u{1b}[2Jx\n"), "\"\u{fffd}[2Jx\u{fffd}\"");
