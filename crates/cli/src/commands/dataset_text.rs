@@ -171,10 +171,9 @@ impl DatasetText<'_> {
         if report.epochs > 0.0 {
             let showings = report.showings_per_epoch;
             let (epochs, per_epoch) = (rounded(report.epochs), rounded(report.steps_per_epoch));
-            lines.push(line(
-                "steps",
-                format!("{} are {epochs} epochs of {per_epoch} steps, {showings} showings", report.steps),
-            ));
+            let steps = report.steps;
+            let epochs = if epochs == "1" { "1 epoch".to_owned() } else { format!("{epochs} epochs") };
+            lines.push(line("steps", format!("{steps} are {epochs} of {per_epoch} steps, {showings} showings")));
         }
         let place = if report.cache_is_on_disk { "on the disk" } else { "in memory" };
         let megabytes = report.cache_bytes as f64 / 1e6;
