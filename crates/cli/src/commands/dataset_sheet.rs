@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use loralei_data::{DataError, Fitted, RgbImage, Role, fit};
+use loralei_data::{Fitted, RgbImage, Role, fit};
 use loralei_picture::{ContactSheet, Picture, PictureError, SheetText};
 use loralei_trainer::{CheckedPicture, DataCheck, Event, TrainError};
 use rayon::prelude::*;
@@ -69,13 +69,11 @@ pub(crate) fn write_sheet(
 fn text_of(checked: &CheckedPicture, root: &Path) -> SheetText {
     let (picture, sample) = (&checked.picture, &checked.picture.sample);
     let bucket = picture.assigned.bucket;
-    let mut details = format!("{}x{}", bucket.width_px, bucket.height_px);
-    if sample.repeats > 1 {
-        details += &format!(" x{}", sample.repeats);
-    }
-    for (is_so, word) in [(checked.learned_share.is_some(), " mask"), (sample.role == Role::Class, " class")] {
-        details += if is_so { word } else { "" };
-    }
+    let mut details = vec![format!("{}x{}", bucket.width_px, bucket.height_px)];
+    details.extend((sample.repeats > 1).then(|| format!("x{}", sample.repeats)));
+    details.extend(checked.learned_share.is_some().then(|| "mask".to_owned()));
+    details.extend((sample.role == Role::Class).then(|| "class".to_owned()));
+    let details = details.join(" ");
     let (text, counted_bytes) = match &checked.caption {
         Some(caption) if caption.text.is_empty() => ("(empty caption)".to_owned(), 0),
         Some(caption) => (caption.text.clone(), caption.length.kept_bytes),
@@ -96,11 +94,11 @@ fn seen(checked: &CheckedPicture, downsampling: u32, outside_weight: f32, side_p
     let no_pixels = || PictureError::NoPixels { width_px: width_px.into(), height_px: height_px.into() };
     let whole = RgbImage::from_raw(width_px, height_px, rgb).ok_or_else(no_pixels)?;
     let scaled = |side: u32| ((u64::from(side) * u64::from(side_px)).div_ceil(u64::from(longest_px)) as u32).max(1);
-    Ok(thumbnail(&whole, scaled(width_px), scaled(height_px))?)
+    thumbnail(&whole, scaled(width_px), scaled(height_px))
 }
 
 fn thumbnail(whole: &RgbImage, width_px: u32, height_px: u32) -> Result<Picture, TrainError> {
-    let (pixels, _) = fit(whole, width_px, height_px).map_err(|error: DataError| error)?;
+    let (pixels, _) = fit(whole, width_px, height_px)?;
     Ok(Picture::from_unit(&pixels.data, (width_px, height_px))?)
 }
 

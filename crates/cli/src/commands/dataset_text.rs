@@ -235,7 +235,8 @@ fn filled(words: impl Iterator<Item = String>) -> Vec<String> {
     for word in words {
         match lines.last_mut() {
             Some(line) if line.chars().count() + 2 + word.chars().count() <= LINE_CHARS => {
-                *line += &format!(", {word}")
+                line.push_str(", ");
+                line.push_str(&word);
             }
             Some(line) => {
                 line.push(',');
