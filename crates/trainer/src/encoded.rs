@@ -28,7 +28,7 @@ struct EncodedImage {
     size: Size,
     repeats: u32,
     weight: f32,
-    rules: CaptionRules,
+    rules: Arc<CaptionRules>,
     caption: CaptionText,
 }
 
@@ -156,9 +156,11 @@ impl EncodedData {
     ) -> Result<Self, TrainError> {
         let mut encoder = ImageEncoder::new(base, &store, encoding)?;
         encoder.encode(images.subject.iter().chain(&images.class), events)?;
+        let rules: Vec<_> = images.sources.iter().map(|source| Arc::new(source.captions.clone())).collect();
         let encoded = |pictures: &[Picture], seed: u64| {
             let kept = pictures.iter().filter(|picture| !encoder.failed.contains(&picture.sample.path));
-            let kept: Vec<EncodedImage> = kept.map(|picture| encoder.encoded(picture, images.rules(picture))).collect();
+            let kept: Vec<EncodedImage> =
+                kept.map(|picture| encoder.encoded(picture, &rules[picture.sample.source])).collect();
             let order = Order::new(seed, encoding.batch_size, kept.iter().map(|image| (image.size, image.repeats)));
             EncodedImages { images: kept, order, seed }
         };
@@ -245,7 +247,7 @@ impl<'a> ImageEncoder<'a> {
         Key::new("latents", &[&self.network, &picture.surveyed.content.to_string(), &mask, &how])
     }
 
-    fn encoded(&self, picture: &Picture, rules: &CaptionRules) -> EncodedImage {
+    fn encoded(&self, picture: &Picture, rules: &Arc<CaptionRules>) -> EncodedImage {
         let sample = &picture.sample;
         EncodedImage {
             latents: self.key(picture, false),

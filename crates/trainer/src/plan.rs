@@ -417,6 +417,16 @@ mod tests {
             "data.size_px=0",
             "data.width_px=4",
             "data.images=",
+            "data.repeats=0",
+            "data.captions.dropout=1.5",
+            "data.captions.tag_dropout=-0.1",
+            "data.captions.separator=",
+            "data.outside_mask_weight=2",
+            "data.max_tokens=100",
+            "data.bucket_step_px=0",
+            "data.bucket_max_px=9000",
+            "data.bucket_min_px=2000",
+            "data.cache=",
             "model.base=",
             "output.folder=",
             "output.name=a/b",
@@ -515,6 +525,31 @@ mod tests {
         let short = plan(&["train.steps=10", "schedule.warmup_steps=20", "schedule.final_ratio=0.1"]).unwrap();
         assert_eq!(short.warnings.len(), 2, "{:?}", short.warnings);
         assert!(plan(&["train.steps=20", "schedule.warmup_steps=20"]).unwrap().warnings.is_empty());
+    }
+
+    #[test]
+    fn a_source_that_cannot_be_is_refused_by_its_number_and_key() {
+        let source = |text: &str| violated_keys(&[&format!("data.sources=[{{ images = \"b\", {text} }}]")]);
+        assert_eq!(source("repeats = 0"), ["data.sources[0].repeats"]);
+        assert_eq!(source("size_px = 4"), ["data.sources[0].size_px"]);
+        assert_eq!(source("captions = { dropout = 2.0 }"), ["data.sources[0].captions.dropout"]);
+        assert_eq!(source("weight = -1.0"), ["data.sources[0].weight"]);
+        assert_eq!(source("sizepx = 4"), ["data.sources[0]"]);
+    }
+
+    #[test]
+    fn a_prior_needs_what_it_speaks_of() {
+        assert_eq!(violated_keys(&["prior.kind=images"]), ["prior.prompt"]);
+        assert_eq!(violated_keys(&["prior.kind=base", "prior.captions=class"]), ["prior.captions"]);
+        assert_eq!(violated_keys(&["prior.kind=base", "prior.captions=[]"]), ["prior.captions"]);
+        for sets in [
+            &["prior.kind=images", "data.class=cat"][..],
+            &["prior.kind=images", "prior.prompt=a cat"],
+            &["prior.kind=images", "data.sources=[{ images = \"cats\", role = \"class\" }]"],
+            &["prior.kind=base", "prior.captions=class", "data.class=cat"],
+        ] {
+            assert!(plan(sets).is_ok(), "{sets:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The images of a run, before any network is loaded: what the sources hold, at which size each is trained, and what cannot
 //! be used.
 
-use loralei_data::{CaptionRules, Depth, Inspection, Picture, Place, Role, Source};
+use loralei_data::{Depth, Inspection, Picture, Place, Role, Source};
 
 use crate::data_plan::DataPlan;
 use crate::error::TrainError;
@@ -53,11 +53,6 @@ impl TrainingImages {
         let images = Self { sources, subject, class, places: found.places };
         images.say(events);
         Ok(images)
-    }
-
-    /// The caption rules of an image's source.
-    pub fn rules(&self, picture: &Picture) -> &CaptionRules {
-        &self.sources[picture.sample.source].captions
     }
 
     fn say(&self, events: &mut dyn FnMut(Event)) {

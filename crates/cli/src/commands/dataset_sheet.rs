@@ -69,13 +69,11 @@ pub(crate) fn write_sheet(
 fn text_of(checked: &CheckedPicture, root: &Path) -> SheetText {
     let (picture, sample) = (&checked.picture, &checked.picture.sample);
     let bucket = picture.assigned.bucket;
-    let mut details = format!("{}x{}", bucket.width_px, bucket.height_px);
-    if sample.repeats > 1 {
-        details = format!("{details} x{}", sample.repeats);
-    }
-    for (is_so, word) in [(checked.learned_share.is_some(), " mask"), (sample.role == Role::Class, " class")] {
-        details += if is_so { word } else { "" };
-    }
+    let mut details = vec![format!("{}x{}", bucket.width_px, bucket.height_px)];
+    details.extend((sample.repeats > 1).then(|| format!("x{}", sample.repeats)));
+    details.extend(checked.learned_share.is_some().then(|| "mask".to_owned()));
+    details.extend((sample.role == Role::Class).then(|| "class".to_owned()));
+    let details = details.join(" ");
     let (text, counted_bytes) = match &checked.caption {
         Some(caption) if caption.text.is_empty() => ("(empty caption)".to_owned(), 0),
         Some(caption) => (caption.text.clone(), caption.length.kept_bytes),
