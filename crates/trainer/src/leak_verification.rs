@@ -91,7 +91,10 @@ fn encode(
     most: usize,
     events: &mut dyn FnMut(Event),
 ) -> Result<Tensor, TrainError> {
-    let samples = Dataset::read(&[Source::of_pictures(images)])?.samples;
+    let Dataset { samples, problems, .. } = Dataset::read(&[Source::of_pictures(images)])?;
+    if samples.is_empty() {
+        return Err(TrainError::Dataset { problems });
+    }
     let num_pictures = samples.len().min(most);
     events(Event::PhaseStarted { name: "encoding images".into(), total: Some(num_pictures as u64) });
     let vae = base.load_vae()?;
