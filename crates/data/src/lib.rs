@@ -103,7 +103,7 @@ pub use look::Look;
 pub use mask::{Mask, read_mask};
 pub use mask_survey::survey_masks;
 pub use metadata::LineFault;
-pub use order::{Batch, Order, Showing, batch_at};
+pub use order::{Batch, Order, Showing};
 pub use random::{Purpose, Stream, flipped};
 pub use sample::Sample;
 pub use source::{Role, Source};

@@ -139,28 +139,6 @@ impl Order {
     }
 }
 
-/// The pictures of micro-batch number `micro_batch_index` (from 0, over the whole run), as indices below `num_samples`,
-/// where all have one size and batches straddle epochs.
-///
-/// Gives `batch_size` indices, or none if there are no samples. Within one epoch an index never repeats.
-pub fn batch_at(seed: u64, num_samples: usize, batch_size: usize, micro_batch_index: u64) -> Vec<usize> {
-    if num_samples == 0 {
-        return Vec::new();
-    }
-    let (num_samples_wide, batch_size_wide) = (num_samples as u128, batch_size as u128);
-    let end = (u128::from(micro_batch_index) + 1) * batch_size_wide;
-    let mut position = end - batch_size_wide;
-    let mut batch = Vec::with_capacity(batch_size);
-    while position < end {
-        let epoch = epoch_order(seed, (position / num_samples_wide) as u64, num_samples);
-        let start = (position % num_samples_wide) as usize;
-        let taken = (num_samples - start).min((end - position) as usize);
-        batch.extend_from_slice(&epoch[start..start + taken]);
-        position += taken as u128;
-    }
-    batch
-}
-
 /// The order of all showings in one epoch (from 0): a permutation of `0..num_showings`.
 pub fn epoch_order(seed: u64, epoch: u64, num_showings: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..num_showings).collect();
