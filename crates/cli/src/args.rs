@@ -110,6 +110,33 @@ pub(crate) struct BaseArguments {
     pub(crate) prediction: Option<Prediction>,
 }
 
+/// How a base computes.
+#[derive(Debug, Args)]
+pub(crate) struct ComputationArguments {
+    /// Number type in which the base computes [default: what suits the device]
+    #[arg(long, value_parser = dtypes())]
+    pub(crate) dtype: Option<Dtype>,
+    /// Number type in which frozen weights are kept; auto: 16 bits on the processor
+    #[arg(long, default_value = "auto", value_parser = weights())]
+    pub(crate) weights: WeightDtype,
+    /// What the factors of products are rounded to; bf16 where the processor multiplies it
+    #[arg(long, default_value = "f32", value_parser = compute())]
+    pub(crate) compute: Compute,
+    /// Where to compute: cpu, cuda, cuda:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
+    /// Operations: our kernels where the device has some, or the tensor library's everywhere
+    #[arg(long, default_value = "auto", value_parser = implementations())]
+    pub(crate) ops: Ops,
+}
+
+impl ComputationArguments {
+    /// The number type in which the base computes.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or_else(|| Dtype::usual(self.device))
+    }
+}
+
 /// Draw pictures from text, with or without adapters
 #[derive(Debug, Args)]
 #[command(
@@ -166,21 +193,8 @@ pub(crate) struct GenerateArguments {
     /// Where the final latents go: `latents` (n,4,h,w), scaled
     #[arg(long, value_name = "FILE")]
     pub(crate) save_latents: Option<PathBuf>,
-    /// Number type in which the base computes [default: what suits the device]
-    #[arg(long, value_parser = dtypes())]
-    pub(crate) dtype: Option<Dtype>,
-    /// Number type in which frozen weights are kept; auto: 16 bits on the processor
-    #[arg(long, default_value = "auto", value_parser = weights())]
-    pub(crate) weights: WeightDtype,
-    /// What the factors of products are rounded to; bf16 where the processor multiplies it
-    #[arg(long, default_value = "f32", value_parser = compute())]
-    pub(crate) compute: Compute,
-    /// Where to compute: cpu, cuda, cuda:N, metal
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub(crate) device: DeviceChoice,
-    /// Operations: our kernels where the device has some, or the tensor library's everywhere
-    #[arg(long, default_value = "auto", value_parser = implementations())]
-    pub(crate) ops: Ops,
+    #[command(flatten)]
+    pub(crate) computation: ComputationArguments,
     /// One JSON object on stdout instead of the paths
     #[arg(long)]
     pub(crate) json: bool,
@@ -344,21 +358,8 @@ pub(crate) struct VerifyLeakArguments {
     /// Width and height in pixels [default: what the base was trained on]
     #[arg(long, value_name = "WxH", value_parser = size_px)]
     pub(crate) size: Option<(usize, usize)>,
-    /// Number type in which the base computes [default: what suits the device]
-    #[arg(long, value_parser = dtypes())]
-    pub(crate) dtype: Option<Dtype>,
-    /// Number type in which frozen weights are kept; auto: 16 bits on the processor
-    #[arg(long, default_value = "auto", value_parser = weights())]
-    pub(crate) weights: WeightDtype,
-    /// What the factors of products are rounded to; bf16 where the processor multiplies it
-    #[arg(long, default_value = "f32", value_parser = compute())]
-    pub(crate) compute: Compute,
-    /// Where to compute: cpu, cuda, cuda:N, metal
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub(crate) device: DeviceChoice,
-    /// Operations: our kernels where the device has some, or the tensor library's everywhere
-    #[arg(long, default_value = "auto", value_parser = implementations())]
-    pub(crate) ops: Ops,
+    #[command(flatten)]
+    pub(crate) computation: ComputationArguments,
     /// One JSON object on stdout instead of the table
     #[arg(long)]
     pub(crate) json: bool,

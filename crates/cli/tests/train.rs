@@ -292,6 +292,29 @@ fn missing_class_images_are_drawn_once_and_change_what_is_learned() {
     assert_ne!(of_run, adapter("without"));
 }
 
+/// Losses of the steps after the first show what was learned in it.
+#[test]
+fn the_prior_is_a_mean_whatever_its_images_weigh_together() {
+    let place = workplace();
+    copy_tree(&place.path().join("images"), &place.path().join("class"));
+    let losses = |output: &str, kind: &str, class: &str| {
+        let (kind, class) =
+            (format!("prior.kind={kind}"), format!("data.sources=[{{images=\"class\",role=\"class\",{class}}}]"));
+        let mut arguments: Vec<&str> = RUN.to_vec();
+        arguments[6] = output;
+        arguments.extend([&kind, "--set", &class, "--set", "prior.num_images=1", "--set", "prior.every_steps=1"]);
+        arguments.extend(["--set", "lora.unet.learning_rate=0.05"]);
+        let done = loralei(place.path(), &arguments);
+        assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+        let lines = fs::read_to_string(place.path().join(output).join("metrics.jsonl")).unwrap();
+        let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();
+        lines.lines().map(loss).collect::<Vec<_>>()
+    };
+    let ordinary = losses("a", "images", "weight=1.0");
+    assert_eq!(ordinary, losses("b", "images", "weight=4.0"), "a power of two changes no bit of a mean");
+    assert_ne!(ordinary, losses("c", "none", "weight=1.0"));
+}
+
 #[test]
 fn the_memory_that_is_said_before_is_what_the_run_takes() {
     let place = workplace();

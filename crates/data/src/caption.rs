@@ -11,9 +11,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Stream;
 use crate::trigger::{contains_word, one_line, with_trigger};
 use crate::wildcard;
+use crate::{Purpose, Showing, Stream};
 
 /// Where captions are looked for first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -101,12 +101,14 @@ pub enum CaptionOrigin {
     FolderName,
     /// The source's prompt.
     Prompt,
+    /// Nowhere: the picture is a problem ([`DataError::CaptionMissing`](crate::DataError::CaptionMissing)).
+    Nowhere,
 }
 
 /// What is written about a picture, before the rules are applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptionText {
-    /// At least one line, none empty.
+    /// At least one line, none empty; none at all if there is no text.
     pub lines: Vec<String>,
     /// Where they were found.
     pub origin: CaptionOrigin,
@@ -118,7 +120,12 @@ struct Tag<'a> {
 }
 
 impl CaptionRules {
-    /// The caption of one showing. The same `draw`, the same caption.
+    /// The caption of `showing` in `epoch` (from 0) of a run of this seed.
+    pub fn of_showing(&self, text: &CaptionText, seed: u64, epoch: u64, showing: Showing) -> String {
+        self.caption(text, &mut Stream::new(seed, epoch, showing, Purpose::Caption))
+    }
+
+    /// The same for one stream of random numbers: the same `draw`, the same caption.
     pub fn caption(&self, text: &CaptionText, draw: &mut Stream) -> String {
         let line = match self.line {
             CaptionLine::First => text.lines.first(),

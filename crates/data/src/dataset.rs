@@ -10,7 +10,8 @@ use crate::{DataError, Place, Role, Sample, Skipped, Source, Warning};
 
 /// What was found in the sources. Pictures are not opened yet.
 ///
-/// Pictures that have a problem are not among the samples, so whoever does not look at `problems` trains without them.
+/// Pictures with a broken caption file are not among the samples; those without any caption are, with an empty text. Both are
+/// `problems`.
 #[derive(Debug, Default)]
 pub struct Dataset {
     /// The pictures, source after source, in each sorted bytewise by path, so that every machine has the same order.

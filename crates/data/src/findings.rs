@@ -20,7 +20,7 @@ pub struct Place {
     pub has_metadata: bool,
     /// How often each of its pictures is shown an epoch.
     pub repeats: u32,
-    /// Number of its pictures, those without a caption not counted. In a source of masks: 0.
+    /// Number of its pictures, those with a broken caption file not counted. In a source of masks: 0.
     pub num_images: usize,
     /// Where the captions of its pictures were found.
     pub captions: CaptionCounts,
@@ -67,6 +67,7 @@ impl CaptionCounts {
             CaptionOrigin::FileName => &mut self.file_names,
             CaptionOrigin::FolderName => &mut self.folder_names,
             CaptionOrigin::Prompt => &mut self.prompts,
+            CaptionOrigin::Nowhere => return,
         } += 1;
     }
 }

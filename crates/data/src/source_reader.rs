@@ -186,7 +186,7 @@ impl<'a> SourceReader<'a> {
         folder.captions.iter().map(|(stem, name)| (stem.clone(), sidecar(name))).collect()
     }
 
-    /// The text of a picture; `None` if there is none or it cannot be read, which is then among the problems.
+    /// The text of a picture; `None` if it cannot be read. That, and that there is none, is then among the problems.
     fn text_of(
         &mut self,
         folder: &Folder,
@@ -221,7 +221,7 @@ impl<'a> SourceReader<'a> {
         }
         let Some(text) = self.stand_in(layout) else {
             self.dataset.problems.push(DataError::CaptionMissing { image });
-            return None;
+            return Some(CaptionText { lines: Vec::new(), origin: CaptionOrigin::Nowhere });
         };
         if is_empty && !is_name {
             tally.empty.push(image);

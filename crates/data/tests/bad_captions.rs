@@ -6,7 +6,7 @@ mod tree;
 use std::fs;
 
 use loralei_data::caption_file::CaptionFile;
-use loralei_data::{CaptionLine, DataError, Dataset, SkipReason};
+use loralei_data::{CaptionLine, CaptionOrigin, DataError, Dataset, SkipReason};
 use tree::{Tree, owned, reasons};
 
 fn utf16_le(text: &str) -> Vec<u8> {
@@ -100,6 +100,8 @@ fn all_bad_captions_are_in_one_report() {
             }
             Missing => {
                 let problem = problems.next().unwrap();
+                let sample = samples.next().unwrap();
+                assert_eq!((&sample.caption.lines[..], &sample.caption.origin), (&[][..], &CaptionOrigin::Nowhere));
                 assert!(
                     matches!(problem, DataError::CaptionMissing { image } if image == &tree.path(&format!("{name}.png")))
                 );
@@ -136,7 +138,7 @@ fn a_folder_named_like_a_caption_is_no_caption() {
     let tree = Tree::of([("a.png", ""), ("a.txt/b.png", ""), ("a.txt/b.txt", "b")]);
     fs::create_dir(tree.path("a.caption")).unwrap();
     let dataset = Dataset::read(&[tree.source("")]).unwrap();
-    assert_eq!(tree.texts(&dataset), owned([("a.txt/b.png", "b", 1)]));
+    assert_eq!(tree.texts(&dataset), owned([("a.png", "", 1), ("a.txt/b.png", "b", 1)]));
     assert_eq!(tree.problems(&dataset), ["no caption for a.png"]);
     assert_eq!(tree.skipped(&dataset), reasons([("a.caption", SkipReason::EmptyFolder)]));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use loralei_data::{CaptionRules, CaptionText, Purpose, Showing, Stream};
+use loralei_data::{CaptionRules, CaptionText, Showing};
 use loralei_model::{Base, TextLength, Tokenizer};
 
 use crate::error::TrainError;
@@ -60,10 +60,7 @@ impl CaptionChecker {
         seed: u64,
         sample: usize,
     ) -> Result<CheckedCaption, TrainError> {
-        let in_epoch = |epoch| {
-            let showing = Showing { sample, repeat: 0 };
-            rules.caption(caption, &mut Stream::new(seed, epoch, showing, Purpose::Caption))
-        };
+        let in_epoch = |epoch| rules.of_showing(caption, seed, epoch, Showing { sample, repeat: 0 });
         let text = in_epoch(0);
         let length = self.measure(&text)?;
         let varies = rules.varies(caption);

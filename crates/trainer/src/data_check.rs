@@ -1,23 +1,19 @@
 //! The data of a run looked at as closely as can be before any network is loaded: every image decoded, every mask read, every
 //! caption measured.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
-use loralei_data::{
-    CaptionText, DataError, Dataset, Depth, Inspection, Picture, Role, Source, Unreadable, survey_masks,
-};
+use loralei_data::{CaptionOrigin, Depth, Inspection, Picture, Role, Unreadable, survey_masks};
 use loralei_model::Base;
 
 use crate::checked_captions::{CaptionChecker, CheckedCaption};
 use crate::data_report::{DataReport, Found};
+use crate::encoded::seed_of;
 use crate::error::TrainError;
 use crate::plan::Plan;
 
 /// Latents are so many times smaller than images, where no base says otherwise.
 const USUAL_DOWNSAMPLING: usize = 8;
-/// What stands in for a caption that is missing, so that the image is looked at all the same. Not empty.
-const NO_CAPTION: &str = "no caption";
 
 /// The data of a run, and what they are to be trained with.
 #[derive(Clone, Copy)]
@@ -68,14 +64,12 @@ impl DataCheck<'_> {
     /// Tokenizers or weight files of the base that cannot be read.
     pub fn run(&self, on_seen: impl Fn(CheckPhase, usize, usize) + Sync) -> Result<CheckedData, TrainError> {
         let sources = self.plan.data.sources(self.size_multiple_px);
-        let (mut inspection, missing) = match inspect(&sources, |seen, all| on_seen(CheckPhase::Images, seen, all)) {
-            Ok(found) => found,
-            Err(error) => {
-                let mut inspection = Inspection::default();
-                inspection.found.problems.push(error);
-                (inspection, BTreeSet::new())
-            }
-        };
+        let on_image = |seen, all| on_seen(CheckPhase::Images, seen, all);
+        let mut inspection = Inspection::new(&sources, Depth::Pixels, on_image).unwrap_or_else(|error| {
+            let mut nothing = Inspection::default();
+            nothing.found.problems.push(error);
+            nothing
+        });
         let mut captions = CaptionChecker::new(self.base, self.plan.data.num_chunks)?;
         let on_mask = |seen, all| on_seen(CheckPhase::Masks, seen, all);
         let learned = survey_masks(&inspection.pictures, self.downsampling() as u32, on_mask);
@@ -91,10 +85,9 @@ impl DataCheck<'_> {
             };
             let is_class = picture.sample.role == Role::Class;
             let number = num_of_role.entry(is_class).or_insert(0);
-            // As a run does: each role has an order of its own.
-            let seed = if is_class { !self.plan.seed } else { self.plan.seed };
+            let seed = seed_of(picture.sample.role, self.plan.seed);
             let rules = &sources[picture.sample.source].captions;
-            let has_caption = !missing.contains(&picture.sample.path);
+            let has_caption = picture.sample.caption.origin != CaptionOrigin::Nowhere;
             let caption = has_caption.then(|| captions.check(rules, &picture.sample.caption, seed, *number));
             *number += 1;
             pictures.push(CheckedPicture { picture, caption: caption.transpose()?, learned_share });
@@ -103,7 +96,6 @@ impl DataCheck<'_> {
             check: self,
             sources: &sources,
             inspection: &inspection,
-            missing: &missing,
             pictures: &pictures,
             max_tokens: captions.max_tokens(),
         };
@@ -114,42 +106,4 @@ impl DataCheck<'_> {
     pub fn downsampling(&self) -> usize {
         self.base.map_or(USUAL_DOWNSAMPLING, |base| base.vae_config().downsampling())
     }
-}
-
-/// All images, those without a caption too, and which these are.
-fn inspect(
-    sources: &[Source],
-    on_seen: impl Fn(usize, usize) + Sync,
-) -> Result<(Inspection, BTreeSet<PathBuf>), DataError> {
-    let mut listed = Dataset::read(sources)?;
-    let missing: BTreeSet<PathBuf> = listed
-        .problems
-        .iter()
-        .filter_map(
-            |problem| if let DataError::CaptionMissing { image } = problem { Some(image.clone()) } else { None },
-        )
-        .collect();
-    if missing.is_empty() {
-        return Ok((Inspection::new(sources, Depth::Pixels, on_seen)?, missing));
-    }
-    let with_caption = |source: &Source| {
-        let mut source = source.clone();
-        source.captions.prompt.get_or_insert_with(|| NO_CAPTION.to_owned());
-        source
-    };
-    let sources: Vec<Source> = sources.iter().map(with_caption).collect();
-    let mut inspection = Inspection::new(&sources, Depth::Pixels, on_seen)?;
-    // The stand-in has taken the place of folders' names as well.
-    let captions: BTreeMap<(usize, PathBuf), CaptionText> = std::mem::take(&mut listed.samples)
-        .into_iter()
-        .map(|sample| ((sample.source, sample.path), sample.caption))
-        .collect();
-    for picture in &mut inspection.pictures {
-        let place = (picture.sample.source, picture.sample.path.clone());
-        if let Some(caption) = captions.get(&place) {
-            picture.sample.caption = caption.clone();
-        }
-    }
-    inspection.found = listed;
-    Ok((inspection, missing))
 }

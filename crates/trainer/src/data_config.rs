@@ -114,12 +114,15 @@ pub struct PriorConfig {
     pub prompt: Option<String>,
 }
 
-/// One source with everything that it takes from `[data]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// One source with everything that it takes from `[data]`, which has all but the first three.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct SourceConfig {
+    #[serde(default)]
     pub(crate) images: PathBuf,
+    #[serde(default)]
     pub(crate) role: RoleName,
+    #[serde(default = "ordinary_weight")]
     pub(crate) weight: f64,
     pub(crate) size_px: usize,
     pub(crate) width_px: Option<usize>,
@@ -136,6 +139,10 @@ pub(crate) struct SourceConfig {
     pub(crate) repeats: Option<u32>,
     pub(crate) alpha: AlphaChoice,
     pub(crate) flip: bool,
+}
+
+fn ordinary_weight() -> f64 {
+    1.0
 }
 
 /// Keys of `[data]` that concern all sources together.
@@ -209,32 +216,6 @@ impl Default for DataConfig {
             strict: false,
             max_tokens: 75,
             cache: CacheChoice::Auto,
-        }
-    }
-}
-
-impl Default for SourceConfig {
-    fn default() -> Self {
-        let data = DataConfig::default();
-        Self {
-            images: PathBuf::new(),
-            role: RoleName::Subject,
-            weight: 1.0,
-            size_px: data.size_px,
-            width_px: None,
-            height_px: None,
-            buckets: data.buckets,
-            bucket_min_px: None,
-            bucket_max_px: None,
-            bucket_step_px: None,
-            no_upscale: false,
-            prompt: None,
-            trigger: None,
-            class: None,
-            captions: data.captions,
-            repeats: None,
-            alpha: data.alpha,
-            flip: false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What `loralei dataset check` found, in figures, lists and sentences. Other programs read it as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use loralei_data::{
     Alpha, CaptionCounts, CaptionOrigin, DataError, Inspection, Order, Role, Size, Source, Surveyed, find_duplicates,
@@ -259,8 +259,6 @@ pub(crate) struct Found<'a> {
     pub(crate) sources: &'a [Source],
     /// Without its pictures.
     pub(crate) inspection: &'a Inspection,
-    /// Images without a caption.
-    pub(crate) missing: &'a BTreeSet<PathBuf>,
     pub(crate) pictures: &'a [CheckedPicture],
     pub(crate) max_tokens: usize,
 }
@@ -283,7 +281,7 @@ impl DataReport {
             class_images: pictures.iter().filter(|checked| checked.picture.sample.role == Role::Class).count(),
             captions: origins.files + origins.metadata + origins.file_names,
             caption_origins: origins,
-            captions_missing: found.missing.iter().map(|path| shown(path)).collect(),
+            captions_missing: found.missing().map(shown).collect(),
             captions_too_long: pictures.iter().filter_map(long_caption).collect(),
             tokens: captions().map(|caption| caption.longest().1.num_tokens).fold(None, |range, tokens| {
                 let TokenRange { shortest, longest, max } =
@@ -386,8 +384,8 @@ impl DataReport {
             self.errors.push(problem.to_string());
             hints.push(problem.hint());
         }
-        if let Some(first) = found.missing.first() {
-            let (count, first) = (found.missing.len(), first.display());
+        if let Some(first) = found.missing().next() {
+            let (count, first) = (found.missing().count(), first.display());
             let such_as = if count == 1 { first.to_string() } else { format!("{count} images, such as {first}") };
             self.errors.push(format!("no caption for {such_as}"));
             let hint = "write a text file of the same name beside each, or set `data.prompt`: --set data.prompt=\"photo of ...\"";
@@ -429,6 +427,15 @@ impl DataReport {
 }
 
 impl Found<'_> {
+    /// Images without a caption.
+    fn missing(&self) -> impl Iterator<Item = &Path> {
+        let problems = self.inspection.found.problems.iter();
+        problems.filter_map(|problem| match problem {
+            DataError::CaptionMissing { image } => Some(image.as_path()),
+            _ => None,
+        })
+    }
+
     /// The order of the subject's images in a run.
     fn order(&self) -> Order {
         let subject = self.pictures.iter().filter(|checked| checked.picture.sample.role == Role::Subject);
@@ -484,13 +491,14 @@ impl Found<'_> {
 
 fn origins(pictures: &[CheckedPicture]) -> CaptionOrigins {
     let mut origins = CaptionOrigins::default();
-    for checked in pictures.iter().filter(|checked| checked.caption.is_some()) {
+    for checked in pictures {
         *match &checked.picture.sample.caption.origin {
             CaptionOrigin::File(_) => &mut origins.files,
             CaptionOrigin::Metadata => &mut origins.metadata,
             CaptionOrigin::FileName => &mut origins.file_names,
             CaptionOrigin::FolderName => &mut origins.folder_names,
             CaptionOrigin::Prompt => &mut origins.prompts,
+            CaptionOrigin::Nowhere => continue,
         } += 1;
     }
     origins

@@ -6,7 +6,7 @@ use std::path::Path;
 use loralei_data::{CaptionOrigin, Role, Size, without_trigger};
 
 use crate::data_check::CheckedPicture;
-use crate::data_plan::{DataPlan, PriorTerm};
+use crate::data_plan::DataPlan;
 use crate::plan::Plan;
 
 /// Images that are enlarged more than so many times are blurred.
@@ -25,12 +25,15 @@ pub(crate) fn data_warnings(plan: &Plan, pictures: &[CheckedPicture], max_tokens
     let mut warnings: Vec<String> = all.into_iter().flatten().collect();
     warnings.extend(same_captions(&subject));
     warnings.extend(no_trigger(&plan.data, &subject));
-    let has_prior = matches!(&plan.prior, Some(prior) if matches!(prior.kind, PriorTerm::Images { .. }));
-    if has_class && !has_prior {
-        warnings.push("class images are not learned from without `prior.kind` = \"images\"".to_owned());
-    }
+    warnings.extend(idle_class_images(plan, has_class));
     warnings.extend(notes(pictures));
     warnings
+}
+
+/// That class images are there and not used.
+pub(crate) fn idle_class_images(plan: &Plan, has_class: bool) -> Option<String> {
+    let is_idle = has_class && !plan.learns_class();
+    is_idle.then(|| "class images are not learned from without `prior.kind` = \"images\"".to_owned())
 }
 
 fn few_images(subject: &[&CheckedPicture]) -> Option<String> {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use candle_core::{DType, Device, Tensor};
-use loralei_data::{Batch, CaptionRules, CaptionText, ContentHash, Fitted, Order, Picture, Size, Stream, flipped};
+use loralei_data::{
+    Batch, CaptionRules, CaptionText, ContentHash, Depth, Fitted, Order, Picture, Role, Showing, Size, flipped, survey,
+};
 use loralei_model::{Base, Draw, Vae};
 
 use crate::encoded_store::{EncodedStore, Entry, Key};
@@ -37,6 +39,11 @@ pub struct EncodedImages {
     images: Vec<EncodedImage>,
     order: Order,
     seed: u64,
+}
+
+/// The seed of order, captions and mirroring: two orders of the same seed would show images of the same place together.
+pub(crate) fn seed_of(role: Role, seed: u64) -> u64 {
+    if role == Role::Class { !seed } else { seed }
 }
 
 /// An image in a micro-batch.
@@ -88,13 +95,12 @@ impl EncodedImages {
     /// Micro-batch number `index` of the run: 1 to the batch size images, all of one size.
     pub fn shown(&self, index: u64) -> Vec<Shown> {
         let Batch { epoch, showings } = self.order.batch(index);
-        let shown = |showing: loralei_data::Showing| {
+        let shown = |showing: Showing| {
             let image = &self.images[showing.sample];
-            let mut draw = Stream::new(self.seed, epoch, showing, loralei_data::Purpose::Caption);
             Shown {
                 image: showing.sample,
                 is_mirrored: image.mirrored.is_some() && flipped(self.seed, epoch, showing),
-                caption: image.rules.caption(&image.caption, &mut draw),
+                caption: image.rules.of_showing(&image.caption, self.seed, epoch, showing),
             }
         };
         showings.into_iter().map(shown).collect()
@@ -107,11 +113,10 @@ impl EncodedImages {
 
     /// The caption of each image in the first epoch.
     pub fn first_captions(&self) -> impl Iterator<Item = String> {
-        self.images.iter().enumerate().map(|(sample, image)| {
-            let showing = loralei_data::Showing { sample, repeat: 0 };
-            let mut draw = Stream::new(self.seed, 0, showing, loralei_data::Purpose::Caption);
-            image.rules.caption(&image.caption, &mut draw)
-        })
+        self.images
+            .iter()
+            .enumerate()
+            .map(|(sample, image)| image.rules.of_showing(&image.caption, self.seed, 0, Showing { sample, repeat: 0 }))
     }
 }
 
@@ -164,8 +169,8 @@ impl EncodedData {
             let order = Order::new(seed, encoding.batch_size, kept.iter().map(|image| (image.size, image.repeats)));
             EncodedImages { images: kept, order, seed }
         };
-        // Two orders of the same seed would show images of the same place together.
-        let (subject, class) = (encoded(&images.subject, encoding.seed), encoded(&images.class, !encoding.seed));
+        let of_role = |pictures, role| encoded(pictures, seed_of(role, encoding.seed));
+        let (subject, class) = (of_role(&images.subject, Role::Subject), of_role(&images.class, Role::Class));
         if subject.is_empty() {
             let path = images.sources.first().map(|source| source.path.clone()).unwrap_or_default();
             return Err(loralei_data::DataError::NoImages { path, num_skipped: encoder.failed.len() }.into());
@@ -266,11 +271,11 @@ impl<'a> ImageEncoder<'a> {
         events: &mut dyn FnMut(Event),
     ) -> Result<(), TrainError> {
         let pictures: Vec<&Picture> = pictures.collect();
-        for path in pictures.iter().filter_map(|picture| picture.sample.mask.as_ref()) {
-            // A mask that cannot be read fails with its image, below.
-            let hash = std::fs::read(path).ok().map(|bytes| ContentHash::of(&bytes));
-            self.masks.insert(path.clone(), hash);
-        }
+        let masks: BTreeSet<&PathBuf> = pictures.iter().filter_map(|picture| picture.sample.mask.as_ref()).collect();
+        let masks: Vec<PathBuf> = masks.into_iter().cloned().collect();
+        // A mask that cannot be read fails with its image, below.
+        let contents = survey(&masks, Depth::Header, |_| ()).into_iter().map(|seen| seen.ok().map(|seen| seen.content));
+        self.masks = masks.iter().cloned().zip(contents).collect();
         let sides = |picture: &&'p Picture| if picture.sample.flip { vec![false, true] } else { vec![false] };
         let all = pictures.iter().flat_map(|picture| sides(picture).into_iter().map(move |side| (*picture, side)));
         let mut wanted = Vec::new();

@@ -10,7 +10,7 @@ use crate::config::{
     Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, SamplesConfig, ScheduleConfig,
     ScheduleKind, StepsConfig, Targets, TrainConfig,
 };
-use crate::data_plan::{DataPlan, PriorPlan};
+use crate::data_plan::{DataPlan, PriorPlan, PriorTerm};
 use crate::error::{TrainError, Violation};
 use crate::learning_rate::LearningRateSchedule;
 use loralei_model::{DeviceChoice, NumberTypes, Prediction, TrainingSize};
@@ -161,6 +161,11 @@ impl Plan {
             bytes_per_weight: self.number_types.weight_bytes(),
             bytes_per_number: candle_core::DType::from(self.dtype).size_in_bytes() as u64,
         }
+    }
+
+    /// Whether class images are learned from.
+    pub fn learns_class(&self) -> bool {
+        matches!(&self.prior, Some(PriorPlan { kind: PriorTerm::Images { .. }, .. }))
     }
 
     /// Samples that one optimizer step sees.

@@ -8,7 +8,7 @@ use loralei_model::{Base, Draw, Purpose};
 
 use crate::captions::{Captions, Wanted};
 use crate::class_images::with_class_images;
-use crate::data_plan::{PriorPlan, PriorTerm};
+use crate::data_warnings::idle_class_images;
 use crate::encoded::{EncodedData, EncodedImages, Encoding, Latents};
 use crate::encoded_store::EncodedStore;
 use crate::error::{TrainError, Violation};
@@ -75,19 +75,18 @@ impl TrainingData {
         self.micro_batch(&self.images.subject, index, draw, &OF_SUBJECT, num_timesteps)
     }
 
-    /// The same of class images, for a prior of every so-manieth step.
+    /// The same of class images: micro-batch number `index` of them.
     ///
     /// # Errors
     /// As [`TrainingData::subject`].
     pub fn class(
         &self,
         plan: &Plan,
+        index: u64,
         step: u64,
-        every_steps: u64,
         micro: u64,
         num_timesteps: usize,
     ) -> Result<(MicroBatch, Text), TrainError> {
-        let index = step / every_steps * plan.accumulate as u64 + micro;
         let draw = |purpose| Draw::new(plan.seed, step, micro, purpose);
         self.micro_batch(&self.images.class, index, draw, &OF_CLASS, num_timesteps)
     }
@@ -134,13 +133,11 @@ fn read_images(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Resul
         let Size { width_px, height_px } = picture.assigned.bucket;
         base.check_size(width_px as usize, height_px as usize)?;
     }
-    let uses_class = matches!(&plan.prior, Some(PriorPlan { kind: PriorTerm::Images { .. }, .. }));
-    if uses_class && images.class.is_empty() {
+    if plan.learns_class() && images.class.is_empty() {
         let (problem, hint) = ("there is no class image that can be used", "set `data.class`, so that some are drawn");
         return Err(Violation { key: "prior.kind".into(), problem: problem.into(), hint: hint.into() }.into());
     }
-    if !uses_class && !images.class.is_empty() {
-        let message = "class images are not used: `prior.kind` is not \"images\"".to_owned();
+    if let Some(message) = idle_class_images(plan, !images.class.is_empty()) {
         events(Event::Warning { message });
     }
     Ok(images)

@@ -49,19 +49,22 @@ impl<'a> TrainingStep<'a> {
                 self.network.run(&batch, &text, loss_scale)?;
             let mut gradients = self.network.factors().take_gradients(&store)?;
             drop(store); // candle's store holds on to the whole graph, which the prior must not find in memory
-            self.add_prior(step, micro, &batch, &mut gradients)?;
+            self.add_prior(step, micro, &batch, weight, &mut gradients)?;
             self.update.loss_scale().remove(&mut gradients)?;
             tree.push(gradients, weighted_loss, weight)?;
         }
         tree.finish()?.ok_or(TrainError::StepWeight { weight: 0.0 })
     }
 
-    /// On the prior's steps, adds its weighted gradient. The loss that is shown stays that of the images.
+    /// On the prior's steps, adds its gradient: of its mean loss times its weight, for every unit of `weight`, which the images
+    /// of the micro-batch have together, since the whole step is divided by that. The loss that is shown stays that of the
+    /// images.
     fn add_prior(
         &self,
         step: u64,
         micro: u64,
         batch: &MicroBatch,
+        weight: f64,
         gradients: &mut Gradients,
     ) -> Result<(), TrainError> {
         let Some(prior) = self.plan.prior.as_ref().filter(|prior| step.is_multiple_of(prior.every_steps)) else {
@@ -76,14 +79,16 @@ impl<'a> TrainingStep<'a> {
                 self.network.run_prior(&everywhere, &text, loss_scale)?
             }
             PriorTerm::Images { .. } => {
-                let (every, num_timesteps) = (prior.every_steps, self.network.schedule().num_timesteps());
-                let (batch, text) = self.data.class(self.plan, step, every, micro, num_timesteps)?;
+                let index = step / prior.every_steps * self.plan.accumulate as u64 + micro;
+                let num_timesteps = self.network.schedule().num_timesteps();
+                let (batch, text) = self.data.class(self.plan, index, step, micro, num_timesteps)?;
                 self.network.run(&batch.to_device(self.device())?, &text, loss_scale)?
             }
         };
+        let scale = prior.weight * (weight / outcome.weight);
         for (name, gradient) in self.network.factors().take_gradients(&outcome.gradients)? {
             let Some(sum) = gradients.get_mut(&name) else { return Err(TrainError::GradientNames { name }) };
-            *sum = (&*sum + (gradient * prior.weight)?)?;
+            *sum = (&*sum + (gradient * scale)?)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use loralei_model::{
     AdapterUse, Base, DeviceSession, DrawingSettings, EncodedPrompts, ImageSide, ModelError, NoiseSource, TextSide,
 };
 use loralei_picture::{GenerationParameters, Grid, Picture};
-use loralei_trainer::{BaseChoice, Dtype, Event, TrainError};
+use loralei_trainer::{BaseChoice, Event, TrainError};
 use serde::Serialize;
 
 use crate::args::GenerateArguments;
@@ -24,7 +24,7 @@ use crate::usage::UsageError;
 use cells::{Cell, Cells, Labels};
 
 pub(crate) fn run(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
-    arguments.ops.run(|| arguments.compute.run(|| generate(arguments, reporter)))
+    arguments.computation.ops.run(|| arguments.computation.compute.run(|| generate(arguments, reporter)))
 }
 
 fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
@@ -33,15 +33,13 @@ fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::R
     check_output(&arguments.output)?;
     let started = Instant::now();
     let source = base::source(&BaseChoice::from(arguments.base.base.as_str()), reporter)?;
-    let device = arguments.device.open().map_err(model)?;
+    let computation = &arguments.computation;
+    let device = computation.device.open().map_err(model)?;
     let _session = DeviceSession::start(&device, false);
-    let dtype = arguments.dtype.unwrap_or_else(|| Dtype::usual(arguments.device));
-    arguments.compute.check(arguments.ops, device.is_cpu()).map_err(TrainError::from)?;
-    let types = arguments
-        .compute
-        .weights(arguments.weights)
-        .number_types(dtype, arguments.ops, device.is_cpu())
-        .map_err(TrainError::from)?;
+    let (ops, is_cpu) = (computation.ops, device.is_cpu());
+    computation.compute.check(ops, is_cpu).map_err(TrainError::from)?;
+    let weights = computation.compute.weights(computation.weights);
+    let types = weights.number_types(computation.dtype(), ops, is_cpu).map_err(TrainError::from)?;
     let base = Base::open(source, arguments.base.prediction, types, &device).map_err(model)?;
     let noise =
         arguments.latents.as_deref().map(|path| GivenNoise::read(path, &base, cells.cells.len())).transpose()?;

@@ -2,8 +2,7 @@
 //! of 3x3 convolutions and of attention over many tokens. The second pass is given them in the order of the first, and
 //! computes only what lies between.
 //!
-//! What pays is known from the operation: multiplications per number of its output. At 512 px, Stable Diffusion 1 keeps
-//! a seventh of its activations this way and spares most of the second forward pass (`bench/README.md`).
+//! What pays is known from the operation: multiplications per number of its output. `docs/speed.md` has what it brings.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};

@@ -2,7 +2,7 @@
 
 use std::io::{Write, stdout};
 
-use loralei_trainer::{BaseChoice, Dtype, LeakScore, LeakVerification, PromptPair, default_prompts, read_prompts};
+use loralei_trainer::{BaseChoice, LeakScore, LeakVerification, PromptPair, default_prompts, read_prompts};
 use serde::Serialize;
 
 use crate::args::VerifyLeakArguments;
@@ -33,11 +33,11 @@ pub(crate) fn leak(arguments: &VerifyLeakArguments, reporter: &mut Reporter) -> 
         size_px: arguments.size,
         num_points: arguments.points.into(),
         seed: arguments.seed,
-        dtype: arguments.dtype.unwrap_or_else(|| Dtype::usual(arguments.device)),
-        weights: arguments.weights,
-        compute: arguments.compute,
-        device: arguments.device,
-        ops: arguments.ops,
+        dtype: arguments.computation.dtype(),
+        weights: arguments.computation.weights,
+        compute: arguments.computation.compute,
+        device: arguments.computation.device,
+        ops: arguments.computation.ops,
     };
     let score = verification.run(&mut |event| reporter.show(&event))?;
     reporter.finish();
