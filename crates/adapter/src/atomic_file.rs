@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use crate::AdapterError;
 
 const BUFFER_BYTES: usize = 1 << 20;
+const PREFIX: &str = ".loralei-";
+const SUFFIX: &str = ".tmp";
 
 /// Writes a file whole or not at all.
 ///
@@ -32,10 +34,7 @@ pub fn atomic_write<E: From<AdapterError>>(
     if path.file_name().is_none() {
         return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)).into());
     }
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
 
     let (temporary, file) = Temporary::create_in(folder).map_err(failed)?;
     fill(file, write).map_err(failed)?;
@@ -62,6 +61,47 @@ pub fn atomic_write_bytes(path: &Path, bytes: &[u8]) -> Result<(), AdapterError>
     atomic_write(path, |out| out.write_all(bytes), verify)
 }
 
+/// [`atomic_write_bytes`] for what is written again and again and can be made anew, such as a status: whole or not at all for
+/// whoever reads it and when the process is killed, but not synchronised, so that it costs the disk nothing. After a power
+/// cut it may be empty.
+///
+/// # Errors
+/// [`AdapterError::Write`].
+pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
+    let replace = || {
+        let (temporary, mut file) = Temporary::create_in(folder_of(path))?;
+        file.write_all(bytes)?;
+        temporary.rename_to(path)
+    };
+    replace().map_err(|source| AdapterError::Write { path: path.to_owned(), source })
+}
+
+/// Removes what killed processes left of files that they were writing in `folder`. Only for who knows that no other process
+/// writes there.
+///
+/// # Errors
+/// [`AdapterError::Write`] with `folder`.
+pub fn remove_unfinished(folder: &Path) -> Result<(), AdapterError> {
+    let remove = || {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    };
+    remove().map_err(|source| AdapterError::Write { path: folder.to_owned(), source })
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 fn fill(file: File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
     write(&mut out)?;
@@ -79,7 +119,7 @@ impl Temporary {
     fn create_in(folder: &Path) -> io::Result<(Self, File)> {
         // The keys of RandomState come from the operating system: nobody can guess the name and put a link there first.
         let unpredictable = RandomState::new().build_hasher().finish();
-        let path = folder.join(format!(".loralei-{unpredictable:016x}.tmp"));
+        let path = folder.join(format!("{PREFIX}{unpredictable:016x}{SUFFIX}"));
         // Created the plain way (mode 0666 less the umask), because a file of the usual temporary-file libraries
         // keeps their private mode 0600 after the rename.
         let file = OpenOptions::new().write(true).create_new(true).open(&path)?;

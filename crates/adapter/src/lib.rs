@@ -67,7 +67,7 @@ mod torch_file;
 mod torch_state;
 mod zip_directory;
 
-pub use atomic_file::{atomic_write, atomic_write_bytes};
+pub use atomic_file::{atomic_write, atomic_write_bytes, remove_unfinished, replace_bytes};
 pub use dtype::Dtype;
 pub use error::{AdapterError, ForeignFormat};
 pub use hashes::{AdapterHashes, CheckpointHashes, StreamedHash, sha256_hex};
