@@ -122,6 +122,26 @@ check_quickstart() {
     fi
 }
 
+# A run in three parts against one in one: on the processor the same bytes, on a card the largest difference is said.
+check_resume() {
+    local third=4 last differs settings
+    [[ $device == cpu ]] || third=20
+    last=$((3 * third))
+    settings=(configs/quickstart.toml --device "$device" --set "train.steps=$last" --set 'samples.prompts=[]')
+    cd "$top" || return
+    part resume-straight 90 "$binary" train "${settings[@]}" --output "$out/straight" || return
+    part resume-first 60 "$binary" train "${settings[@]}" --output "$out/parts" --until "$third" || return
+    part resume-second 60 "$binary" train "${settings[@]}" --output "$out/parts" --until "$((2 * third))" --resume || return
+    part resume-third 60 "$binary" train "${settings[@]}" --output "$out/parts" --resume || return
+    if cmp -s "$out"/{straight,parts}/checkpoints/step-"$(printf %06d "$last")".state; then
+        row resume ok "$last steps, and in three parts: the same bytes"
+        return
+    fi
+    differs=$(paste "$out"/{straight,parts}/metrics.jsonl | sed -n 's/.*"loss":\([^,]*\),.*"loss":\([^,]*\),.*/\1 \2/p' |
+        awk '{ d = $1 - $2; if (d < 0) d = -d; if (d > worst) worst = d } END { print worst + 0 }')
+    [[ $device == cpu ]] && row resume FAILED "losses differ by up to $differs" || row resume ok "losses differ by up to $differs"
+}
+
 # One line of figures from a line of JSON.
 figures() { # FILE
     local peak rate
@@ -172,6 +192,7 @@ check_doctor
 check_ops
 check_step
 check_quickstart
+check_resume
 bench
 echo
 awk -F '\t' '{ printf "%-26s %-12s %s\n", $1, $2, $3 }' "$table"

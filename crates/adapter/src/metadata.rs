@@ -110,6 +110,8 @@ pub struct TrainingFacts {
     pub num_train_images: u64,
     /// Images for prior preservation.
     pub num_reg_images: u64,
+    /// Images that were measured on and not trained on; `None` if there were none.
+    pub num_validation_images: Option<u64>,
     /// Images of one micro-batch.
     pub batch_size_per_device: u64,
     /// Images of one micro-batch on all devices.
@@ -193,8 +195,22 @@ pub struct TrainingFacts {
     pub loss_type: String,
     /// Gamma of min-SNR weighting.
     pub min_snr_gamma: Option<f64>,
+    /// Whether timesteps are weighted by debiased estimation.
+    pub debiased_estimation: Option<bool>,
+    /// Where Huber losses turn linear.
+    pub huber_c: Option<f64>,
+    /// `snr`, `exponential` or `constant`.
+    pub huber_schedule: Option<String>,
     /// Offset noise.
     pub noise_offset: Option<f64>,
+    /// Whether that is multiplied by a random number.
+    pub noise_offset_random_strength: Option<bool>,
+    /// What the mean of the latents adds to it.
+    pub adaptive_noise_scale: Option<f64>,
+    /// Levels of pyramid noise.
+    pub multires_noise_iterations: Option<u64>,
+    /// How much weaker each of them is.
+    pub multires_noise_discount: Option<f64>,
     /// Perturbation of the network's input.
     pub ip_noise_gamma: Option<f64>,
     /// Whether betas are rescaled to a final signal-to-noise ratio of zero.
@@ -254,6 +270,7 @@ impl TrainingFacts {
         let (width, height) = self.resolution_px;
         entries.put("ss_num_train_images", &self.num_train_images);
         entries.put("ss_num_reg_images", &self.num_reg_images);
+        entries.put_known("ss_num_validation_images", self.num_validation_images.as_ref());
         entries.put("ss_batch_size_per_device", &self.batch_size_per_device);
         entries.put("ss_total_batch_size", &self.total_batch_size);
         entries.put("ss_resolution", &format!("({width}, {height})"));
@@ -306,6 +323,13 @@ impl TrainingFacts {
         entries.put("ss_noise_offset", &self.noise_offset);
         entries.put("ss_ip_noise_gamma", &self.ip_noise_gamma);
         entries.put("ss_zero_terminal_snr", &self.zero_terminal_snr);
+        entries.put_known("ss_debiased_estimation", self.debiased_estimation.as_ref());
+        entries.put_known("ss_huber_c", self.huber_c.as_ref());
+        entries.put_known("ss_huber_schedule", self.huber_schedule.as_ref());
+        entries.put_known("ss_noise_offset_random_strength", self.noise_offset_random_strength.as_ref());
+        entries.put_known("ss_adaptive_noise_scale", self.adaptive_noise_scale.as_ref());
+        entries.put_known("ss_multires_noise_iterations", self.multires_noise_iterations.as_ref());
+        entries.put_known("ss_multires_noise_discount", self.multires_noise_discount.as_ref());
     }
 
     fn describe_for_modelspec(&self, entries: &mut Entries) {

@@ -64,6 +64,33 @@ fn values_are_spelled_as_in_files_of_sd_scripts() {
 }
 
 #[test]
+fn what_a_run_adds_to_noise_and_loss_is_there_only_where_it_was_used() {
+    let used = TrainingFacts {
+        debiased_estimation: Some(true),
+        huber_c: Some(0.1),
+        huber_schedule: Some("snr".to_owned()),
+        noise_offset_random_strength: Some(true),
+        adaptive_noise_scale: Some(-0.01),
+        multires_noise_iterations: Some(6),
+        multires_noise_discount: Some(0.3),
+        ..facts()
+    };
+    let (used, unused) = (used.to_metadata(), facts().to_metadata());
+    for (key, value) in [
+        ("ss_debiased_estimation", "True"),
+        ("ss_huber_c", "0.1"),
+        ("ss_huber_schedule", "snr"),
+        ("ss_noise_offset_random_strength", "True"),
+        ("ss_adaptive_noise_scale", "-0.01"),
+        ("ss_multires_noise_iterations", "6"),
+        ("ss_multires_noise_discount", "0.3"),
+    ] {
+        assert_eq!(used[key], value, "{key}");
+        assert!(!unused.contains_key(key), "{key}");
+    }
+}
+
+#[test]
 fn structured_entries_are_json_that_the_programs_can_parse() {
     let folder = "10_\"octo\"".to_owned();
     let facts = TrainingFacts {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use loralei_model::{DeviceChoice, Layout, Prediction, SamplerKind};
-use loralei_trainer::{Checkpointing, Compute, Dtype, Ops, Targets, WeightDtype};
+use loralei_trainer::{Checkpointing, Compute, Dtype, Goal, Ops, Targets, WeightDtype};
 
 /// Trains a LoRA adapter for Stable Diffusion from a folder of images
 #[derive(Debug, Parser)]
@@ -17,7 +17,12 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Init(InitArguments),
+    ImportConfig(ImportConfigArguments),
     Train(TrainArguments),
+    /// Look at a run, or ask something of it while it works
+    #[command(subcommand)]
+    Run(RunCommand),
     Generate(GenerateArguments),
     /// Look at the images and captions of a run
     #[command(subcommand)]
@@ -32,6 +37,54 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Bench(BenchCommand),
     Doctor(DoctorArguments),
+}
+
+/// Write the settings of a first run for a folder of images
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Looks at the images, their captions and the names of their folders, and says what it chose and why. A \
+folder `10_ohwx dog` has the trigger `ohwx` and the class `dog`. A base that is not on the disk is only written down."
+)]
+pub(crate) struct InitArguments {
+    /// Folder of images and captions
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+    /// What is to be learned [default: guessed from the captions]
+    #[arg(long, value_parser = goals())]
+    pub(crate) goal: Option<Goal>,
+    /// Base model: `emoji`, a diffusers folder, a checkpoint file or a hub id
+    #[arg(long, value_name = "BASE", default_value = "emoji")]
+    pub(crate) base: String,
+    /// What shall call it [default: guessed from the folder's name or the captions]
+    #[arg(long, value_name = "WORDS", value_parser = words)]
+    pub(crate) trigger: Option<String>,
+    /// What it is called otherwise, such as dog [default: the last word of the folder's name]
+    #[arg(long, value_name = "WORD", value_parser = words)]
+    pub(crate) class: Option<String>,
+    /// The file [default: the folder's name and .toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Take over settings of kohya's trainer (sd-scripts)
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Takes its --config_file, its --dataset_config, or both. A comment says what each key was called there; what \
+has no place here is listed with the reason, at the end of the file and on stderr."
+)]
+pub(crate) struct ImportConfigArguments {
+    /// TOML or JSON
+    #[arg(value_name = "FILE", required = true, num_args = 1..=2)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Where the settings go [default: stdout]
+    #[arg(long, value_name = "OUT.toml")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// Train an adapter
@@ -65,6 +118,54 @@ pub(crate) struct TrainArguments {
     /// Any setting, such as train.steps=500; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Go on with the run in the output folder; without CONFIG, with its own settings
+    #[arg(long, conflicts_with = "overwrite")]
+    pub(crate) resume: bool,
+    /// Go on even where settings, images or base differ
+    #[arg(long, conflicts_with = "overwrite")]
+    pub(crate) resume_anyway: bool,
+    /// Begin anew where the output folder holds a run
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// End after so many steps, to be resumed
+    #[arg(long, value_name = "STEP")]
+    pub(crate) until: Option<u64>,
+    /// Print all settings and where each came from, and train nothing
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// With --print-config: one JSON object
+    #[arg(long, requires = "print_config")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunCommand {
+    /// How far it is
+    Status(RunStatusArguments),
+    /// Draw its samples after the present step
+    Sample(RunRequestArguments),
+    /// Write a snapshot after the present step, with an adapter that can be used
+    Save(RunRequestArguments),
+    /// End it after the present step; `loralei train --resume` goes on
+    Stop(RunRequestArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunStatusArguments {
+    /// Folder of the run
+    pub(crate) run: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunRequestArguments {
+    /// Folder of the run
+    pub(crate) run: PathBuf,
+    /// Wait until it is done
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -427,6 +528,14 @@ pub(crate) struct DoctorArguments {
     /// One JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn goals() -> impl TypedValueParser<Value = Goal> {
+    PossibleValuesParser::new(["subject", "style", "concept"]).map(|name| match name.as_str() {
+        "style" => Goal::Style,
+        "concept" => Goal::Concept,
+        _ => Goal::Subject,
+    })
 }
 
 fn dtypes() -> impl TypedValueParser<Value = Dtype> {

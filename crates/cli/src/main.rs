@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     // The command runs on a thread of the pool: one from outside would be put to sleep and woken up for every operation.
     let outcome = catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| run(arguments))));
     match outcome {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             print_error(&error);
             ExitCode::from(exit_code(&error))
@@ -69,12 +69,15 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let bars = MultiProgress::new();
     log::start(&bars);
     let mut reporter = Reporter::new(bars);
-    match arguments.command {
-        Command::Train(train) => commands::train::run(&train, &mut reporter),
+    let done = match arguments.command {
+        Command::Init(init) => commands::init::run(&init, &mut reporter),
+        Command::ImportConfig(import) => commands::import_config::run(&import, &mut reporter),
+        Command::Train(train) => return commands::train::run(&train, &mut reporter),
+        Command::Run(command) => commands::run::run(&command, &mut reporter),
         Command::Generate(generate) => commands::generate::run(&generate, &mut reporter),
         Command::Dataset(DatasetCommand::Check(check)) => commands::dataset::check(&check, &mut reporter),
         Command::Model(ModelCommand::Info(info)) => commands::model::info(&info, &mut reporter),
@@ -84,5 +87,6 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Verify(VerifyCommand::Leak(leak)) => commands::verify::leak(&leak, &mut reporter),
         Command::Bench(BenchCommand::Step(step)) => commands::bench::step(&step, &mut reporter),
         Command::Doctor(doctor) => commands::doctor::run(&doctor),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -22,6 +22,8 @@ struct Phase {
     name: String,
     total: Option<u64>,
     bar: Option<ProgressBar>,
+    /// Units that were done when the first of this phase was: a run that goes on does not begin at 0.
+    done_before: Option<u64>,
     started: Instant,
     last_line: Instant,
 }
@@ -60,7 +62,8 @@ impl Reporter {
             self.line(name);
         }
         let now = Instant::now();
-        self.phase = Some(Phase { name: name.to_string(), total, bar, started: now, last_line: now });
+        self.phase =
+            Some(Phase { name: name.to_string(), total, bar, done_before: None, started: now, last_line: now });
     }
 
     /// Ends whatever is shown.
@@ -77,12 +80,17 @@ impl Reporter {
     /// `done` units of the phase are complete; `figures` are asked for only if they will be shown.
     fn progress(&mut self, done: u64, figures: impl FnOnce() -> String) {
         let Some(phase) = &mut self.phase else { return };
+        let is_first = phase.done_before.is_none();
+        let done_before = *phase.done_before.get_or_insert(done.saturating_sub(1));
         if let Some(bar) = &phase.bar {
             bar.set_message(figures());
             bar.set_position(done);
+            if is_first && done_before > 0 {
+                bar.reset_eta();
+            }
         } else if phase.last_line.elapsed() >= LINE_INTERVAL || (phase.total == Some(done) && done > 0) {
             phase.last_line = Instant::now();
-            let line = plain_line(&phase.name, done, phase.total, phase.started.elapsed(), &figures());
+            let line = plain_line(&phase.name, (done_before, done), phase.total, phase.started.elapsed(), &figures());
             self.line(&line);
         }
     }
@@ -102,10 +110,17 @@ fn bar(name: &str, total: Option<u64>) -> ProgressBar {
     bar.with_style(style.progress_chars("=> ")).with_prefix(name.to_string())
 }
 
-fn plain_line(name: &str, done: u64, total: Option<u64>, elapsed: Duration, figures: &str) -> String {
+/// `done_before` of the units were done when the time began.
+fn plain_line(
+    name: &str,
+    (done_before, done): (u64, u64),
+    total: Option<u64>,
+    elapsed: Duration,
+    figures: &str,
+) -> String {
     let of_total = total.map(|total| format!("/{total}")).unwrap_or_default();
-    let left = total.filter(|total| done > 0 && *total > done).map(|total| {
-        let left_s = elapsed.as_secs_f64() / done as f64 * (total - done) as f64;
+    let left = total.filter(|total| done > done_before && *total > done).map(|total| {
+        let left_s = elapsed.as_secs_f64() / (done - done_before) as f64 * (total - done) as f64;
         format!("  left {}", duration(left_s))
     });
     let figures = if figures.is_empty() { String::new() } else { format!("  {figures}") };
@@ -114,15 +129,17 @@ fn plain_line(name: &str, done: u64, total: Option<u64>, elapsed: Duration, figu
 
 fn figures(step: &StepReport) -> String {
     let memory = step.resident_bytes.map(|bytes| format!("  {}", gigabytes(bytes))).unwrap_or_default();
-    let StepReport { smoothed_loss, loss, learning_rate, step_s, .. } = step;
-    format!("{step_s:.2} s/step  loss {smoothed_loss:.4} ({loss:.4})  lr {learning_rate:.2e}{memory}")
+    let StepReport { smoothed_loss, loss, learning_rate, step_s, images_per_s, .. } = step;
+    format!(
+        "{step_s:.2} s/step  {images_per_s:.1} images/s  loss {smoothed_loss:.4} ({loss:.4})  lr {learning_rate:.2e}{memory}"
+    )
 }
 
 pub(crate) fn gigabytes(bytes: u64) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
 }
 
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
         _ if seconds < 60.0 => format!("{seconds:.1} s"),
@@ -240,8 +257,10 @@ mod tests {
 
     #[test]
     fn a_plain_line_estimates_what_is_left_from_what_is_done() {
-        let line = plain_line("training", 30, Some(120), Duration::from_secs(9), "loss 0.1");
+        let line = plain_line("training", (0, 30), Some(120), Duration::from_secs(9), "loss 0.1");
         assert_eq!(line, "training 30/120  9.0 s  left 27.0 s  loss 0.1");
-        assert_eq!(plain_line("reading", 7, None, Duration::from_secs(1), ""), "reading 7  1.0 s");
+        let line = plain_line("training", (20, 30), Some(120), Duration::from_secs(3), "");
+        assert_eq!(line, "training 30/120  3.0 s  left 27.0 s", "of the ten of this phase");
+        assert_eq!(plain_line("reading", (0, 7), None, Duration::from_secs(1), ""), "reading 7  1.0 s");
     }
 }

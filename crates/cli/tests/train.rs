@@ -44,8 +44,9 @@ fn workplace() -> tempfile::TempDir {
     place
 }
 
-const RUN: [&str; 16] = [
+const RUN: [&str; 17] = [
     "train",
+    "--overwrite",
     "--base",
     "base",
     "--images",
@@ -65,7 +66,7 @@ const RUN: [&str; 16] = [
 
 fn run(place: &Path, output: &str, more: &str) -> Output {
     let mut arguments: Vec<&str> = RUN.to_vec();
-    arguments[6] = output;
+    arguments[7] = output;
     arguments.push(more);
     loralei(place, &arguments)
 }
@@ -102,8 +103,26 @@ fn a_run_leaves_its_adapter_its_settings_and_its_curve() {
     let out = place.path().join("out");
     assert!(fs::read_to_string(out.join("run.toml")).unwrap().contains("accumulate = 2  # --set"));
     assert_eq!(fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count(), 3);
-    let names: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names.len(), 3, "{names:?}");
+    let names = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let expected = [
+        "README.md",
+        "checkpoints",
+        "data.json",
+        "index.html",
+        "log.txt",
+        "metrics.jsonl",
+        "out-000002.safetensors",
+        "out-000003.safetensors",
+        "out-best.safetensors",
+        "out.safetensors",
+        "run.lock",
+        "run.toml",
+        "samples.jsonl",
+        "status.json",
+        "summary.json",
+        "validation.jsonl",
+    ];
+    assert_eq!(names.collect::<std::collections::BTreeSet<_>>(), expected.map(str::to_owned).into());
 }
 
 #[test]
@@ -259,7 +278,7 @@ fn missing_class_images_are_drawn_once_and_change_what_is_learned() {
     let place = workplace();
     let arguments = |output: &'static str, kind: &'static str| {
         let mut arguments: Vec<&str> = RUN.to_vec();
-        arguments[6] = output;
+        arguments[7] = output;
         arguments.extend([
             kind,
             "--set",
@@ -301,7 +320,7 @@ fn the_prior_is_a_mean_whatever_its_images_weigh_together() {
         let (kind, class) =
             (format!("prior.kind={kind}"), format!("data.sources=[{{images=\"class\",role=\"class\",{class}}}]"));
         let mut arguments: Vec<&str> = RUN.to_vec();
-        arguments[6] = output;
+        arguments[7] = output;
         arguments.extend([&kind, "--set", &class, "--set", "prior.num_images=1", "--set", "prior.every_steps=1"]);
         arguments.extend(["--set", "lora.unet.learning_rate=0.05"]);
         let done = loralei(place.path(), &arguments);
@@ -320,7 +339,8 @@ fn the_memory_that_is_said_before_is_what_the_run_takes() {
     let place = workplace();
     // A batch so large that what backward keeps is most of it.
     for more in ["train.checkpointing=none", "train.checkpointing=block", "lora.text_encoder.targets=attention"] {
-        let arguments = ["train", "--base", "emoji", "--images", "images", "--output", "run", "--set", more];
+        let arguments =
+            ["train", "--base", "emoji", "--images", "images", "--output", "run", "--overwrite", "--set", more];
         let settings = [
             "data.size_px=64",
             "data.repeats=16",

@@ -22,7 +22,9 @@ impl Linear {
             None => ops::linear(xs, &self.weight, self.bias.as_ref()),
             Some(lora) => {
                 let (down, up) = lora.tensors();
-                ops::lora_linear(xs, &down, &up, &self.weight, self.bias.as_ref(), lora.scale())
+                let rows = &xs.dims()[..xs.rank().saturating_sub(1)];
+                let scale = lora.scale_of(rows, xs.device())?;
+                ops::lora_linear(xs, &down, &up, &self.weight, self.bias.as_ref(), scale)
             }
         }
     }
@@ -47,7 +49,10 @@ impl Conv2d {
             Some(lora) => {
                 let (down, up) = lora.tensors();
                 let (weight, bias) = (&self.weight, self.bias.as_ref());
-                ops::lora_conv2d(xs, &down, &up, weight, bias, self.geometry, lora.scale())
+                let ((b, h, w, _), kernel) = (xs.dims4()?, weight.dim(1)?);
+                let rows = [b, self.geometry.output(h, kernel), self.geometry.output(w, kernel)];
+                let scale = lora.scale_of(&rows, xs.device())?;
+                ops::lora_conv2d(xs, &down, &up, weight, bias, self.geometry, scale)
             }
         }
     }

@@ -45,6 +45,7 @@ mod conversion;
 pub mod cuda_runtime;
 mod device;
 mod drawing;
+mod dropout;
 mod error;
 mod generator;
 mod layers;
@@ -80,14 +81,18 @@ pub use config::{PerLevel, Prediction, SchedulerConfig, TextEncoderConfig, Times
 pub use conversion::{Layout, convert};
 pub use device::{DeviceChoice, DeviceSession, peak_device_bytes};
 pub use drawing::{DrawingSettings, NoiseSource, draw_latents};
+pub use dropout::{Dropout, DropoutRates, with_dropout};
 pub use error::{ForeignModel, ModelError};
 pub use generator::{AdapterUse, ImageSide, TextSide};
-pub use lora::{AdapterSet, FactorValues, Initialize, Injection, LayerShape, LoraFactors, Targets, without_factors};
+pub use lora::{
+    AdapterSet, FactorValues, Initialize, InitializeByBlock, Injection, LayerShape, LoraFactors, Targets, matches_path,
+    without_factors,
+};
 pub use noise_schedule::NoiseSchedule;
 pub use number_types::{NumberTypes, WeightType};
 pub use op_check::{OpCheck, check_ops, op_tolerance};
 pub use prompt::{PromptPart, WeightedText, parse_prompt};
-pub use random::{Draw, Purpose};
+pub use random::{Draw, LossTerm, Purpose};
 pub use sampler::{Sampler, SamplerKind};
 pub use text_encoder::TextEncoder;
 pub use tokenizer::{TextLength, Tokenizer, TokenizerFiles, Tokens};

@@ -4,8 +4,9 @@
 //! Factors are f32 whatever the dtype of the base. A set of factors is ordered by kohya's module names, so that a sum
 //! over all of them is the same in every run.
 
+use crate::dropout;
 use crate::error::ModelError;
-use crate::ops::{Segment, is_recording, turned_off};
+use crate::ops::{LoraScale, Segment, is_recording, turned_off};
 use crate::weights::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
@@ -32,6 +33,7 @@ pub(crate) fn active(factors: Option<&Arc<LoraFactors>>) -> Option<&Arc<LoraFact
 
 /// The low-rank factors of one layer.
 pub struct LoraFactors {
+    path: String,
     module: String,
     down: Var, // A: (r, in) or (r, in, kh, kw)
     up: Var,   // B: (out, r) or (out, r, 1, 1)
@@ -43,14 +45,39 @@ pub struct LoraFactors {
 }
 
 impl LoraFactors {
+    /// Where the layer is in its network, as `mid_block.attentions.0.proj_in`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// kohya's name of the module, as `lora_unet_mid_block_attentions_0_proj_in`.
     pub fn module(&self) -> &str {
         &self.module
     }
 
+    /// The numerator of the scale.
+    pub fn alpha(&self) -> f32 {
+        self.alpha
+    }
+
+    /// Shapes of A and B.
+    pub fn shapes(&self) -> (Vec<usize>, Vec<usize>) {
+        (self.down.dims().to_vec(), self.up.dims().to_vec())
+    }
+
     /// alpha / r, times the strength.
     pub fn scale(&self) -> f64 {
         f64::from(self.alpha) / self.rank() as f64 * f64::from(self.strength())
+    }
+
+    /// What x A^T is multiplied with now, for rows of shape `rows`, of which the first axis is the samples: the scale, and the
+    /// mask of what is left out.
+    ///
+    /// # Errors
+    /// If there is no memory for the mask.
+    pub(crate) fn scale_of(&self, rows: &[usize], device: &Device) -> candle_core::Result<LoraScale> {
+        let mask = dropout::mask(&self.module, rows, self.rank(), device)?;
+        Ok(mask.map_or_else(|| self.scale().into(), |mask| LoraScale::masked(self.scale(), &mask)))
     }
 
     fn strength(&self) -> f32 {
@@ -176,8 +203,8 @@ impl Targets {
     }
 }
 
-/// `*` stands for any run of characters, `?` for one.
-fn matches(pattern: &str, path: &str) -> bool {
+/// Whether `pattern`, in which `*` stands for any run of characters and `?` for one, is the path of a module.
+pub fn matches_path(pattern: &str, path: &str) -> bool {
     let (mut pattern, mut path) = (pattern.as_bytes(), path.as_bytes());
     // The last star, and where in the path it was met: if the rest fails, the star takes one character more.
     let mut retry: Option<(&[u8], &[u8])> = None;
@@ -220,11 +247,17 @@ pub struct FactorValues {
 /// Gives a layer's first values: kohya's module name and the layer's shape.
 pub type Initialize<'a> = Box<dyn Fn(&str, LayerShape) -> FactorValues + 'a>;
 
+/// The same by block: the place in the list of the first block that matches the layer, if one does. `None` gives the layer no
+/// factors.
+pub type InitializeByBlock<'a> = Box<dyn Fn(&str, LayerShape, Option<usize>) -> Option<FactorValues> + 'a>;
+
 enum Wanted {
     Targets {
         targets: Targets,
-        initialize: Initialize<'static>,
+        blocks: Vec<String>,
+        initialize: InitializeByBlock<'static>,
         matched: RefCell<BTreeSet<usize>>,
+        matched_blocks: RefCell<BTreeSet<usize>>,
     },
     Adapter(BTreeMap<String, LoraModule>),
     /// Modules that become part of the weights, and the paths where they did.
@@ -243,7 +276,20 @@ pub struct Injection {
 impl Injection {
     /// New factors for `targets`, with first values by `initialize`. `prefix` is the component's in kohya's names.
     pub fn new(prefix: &str, targets: Targets, initialize: Initialize<'static>) -> Self {
-        let wanted = Wanted::Targets { targets, initialize, matched: RefCell::default() };
+        let initialize = move |module: &str, shape: LayerShape, _| Some(initialize(module, shape));
+        Self::by_block(prefix, targets, Vec::new(), Box::new(initialize))
+    }
+
+    /// The same for layers that differ: `blocks` are patterns over the paths of modules, of which the first that matches a
+    /// layer counts.
+    pub fn by_block(
+        prefix: &str,
+        targets: Targets,
+        blocks: Vec<String>,
+        initialize: InitializeByBlock<'static>,
+    ) -> Self {
+        let (matched, matched_blocks) = (RefCell::default(), RefCell::default());
+        let wanted = Wanted::Targets { targets, blocks, initialize, matched, matched_blocks };
         Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
     }
 
@@ -273,14 +319,17 @@ impl Injection {
     pub(crate) fn factors(&self, path: &str, shape: LayerShape, device: &Device) -> Result<Option<Arc<LoraFactors>>> {
         let module = kohya_module(&self.prefix, path);
         let values = match &self.wanted {
-            Wanted::Targets { targets, initialize, matched } => {
+            Wanted::Targets { targets, blocks, initialize, matched, matched_blocks } => {
                 let patterns = targets.patterns();
-                let hits = (0..patterns.len()).filter(|i| matches(patterns[*i], path)).collect::<Vec<_>>();
+                let hits = (0..patterns.len()).filter(|i| matches_path(patterns[*i], path)).collect::<Vec<_>>();
                 if hits.is_empty() {
                     return Ok(None);
                 }
                 matched.borrow_mut().extend(hits);
-                initialize(&module, shape)
+                let block = blocks.iter().position(|pattern| matches_path(pattern, path));
+                matched_blocks.borrow_mut().extend(block);
+                let Some(values) = initialize(&module, shape, block) else { return Ok(None) };
+                values
             }
             Wanted::Adapter(modules) => {
                 let Some(found) = modules.get(&module) else { return Ok(None) };
@@ -294,6 +343,7 @@ impl Injection {
         let (down_shape, up_shape) = shape.factor_shapes(values.rank);
         let var = |values, shape: Vec<usize>| Var::from_tensor(&Tensor::from_vec(values, shape, device)?);
         let factors = Arc::new(LoraFactors {
+            path: path.to_owned(),
             module,
             down: var(values.down, down_shape)?,
             up: var(values.up, up_shape)?,
@@ -313,17 +363,21 @@ impl Injection {
     /// The factors that were made, once the network is built.
     ///
     /// # Errors
-    /// A pattern that matched no layer, a set that matched none at all, or a module of the adapter that fits none.
+    /// A pattern that matched no layer, or only those of earlier blocks; a set that matched none at all; a module of the
+    /// adapter that fits none.
     pub fn finish(self, component: &str) -> Result<Vec<Arc<LoraFactors>>> {
         let made: Vec<Arc<LoraFactors>> = self.made.into_inner().into_values().collect();
         match self.wanted {
-            Wanted::Targets { targets, matched, .. } => {
-                let (matched, patterns) = (matched.into_inner(), targets.patterns());
+            Wanted::Targets { targets, blocks, matched, matched_blocks, .. } => {
+                let (matched, matched_blocks, patterns) =
+                    (matched.into_inner(), matched_blocks.into_inner(), targets.patterns());
                 let idle = match &targets {
                     Targets::Patterns(_) => (0..patterns.len()).find(|i| !matched.contains(i)).map(|i| patterns[i]),
                     Targets::None => None,
-                    set => made.is_empty().then_some(set.name()),
+                    set => matched.is_empty().then_some(set.name()),
                 };
+                let idle_block = (0..blocks.len()).find(|i| !matched_blocks.contains(i)).map(|i| blocks[i].as_str());
+                let idle = idle.or(idle_block);
                 if let Some(pattern) = idle {
                     let (pattern, component) = (pattern.to_owned(), component.to_owned());
                     return Err(ModelError::NothingMatched { pattern, component });
@@ -386,6 +440,17 @@ impl AdapterSet {
         self.factors.contains_key(module)
     }
 
+    /// The factors of every module, by kohya's names.
+    pub fn modules(&self) -> impl Iterator<Item = &LoraFactors> {
+        self.factors.values().map(AsRef::as_ref)
+    }
+
+    /// The path of the layer whose factor has this `key` in the file.
+    pub fn path_of(&self, key: &str) -> Option<&str> {
+        let module = key.split_once('.').map_or(key, |(module, _)| module);
+        self.factors.get(module).map(|factors| factors.path())
+    }
+
     /// Multiplies what every factor adds: 1 as trained, 0 nothing, negative pushes the other way.
     pub fn set_strength(&self, strength: f32) {
         self.factors.values().for_each(|f| f.strength.store(strength.to_bits(), Ordering::Relaxed));
@@ -414,6 +479,33 @@ impl AdapterSet {
             }
         }
         Ok(all)
+    }
+
+    /// Gives every factor the values of `adapter`, whose modules have the same names and shapes. What it adds stays what the
+    /// adapter adds: B takes up where the scales alpha / r differ.
+    ///
+    /// # Errors
+    /// [`ModelError::ForeignAdapter`] with the first module that only one side has, or of another shape.
+    pub fn set_values(&self, adapter: &Adapter) -> Result<()> {
+        let foreign = |key: &str| ModelError::ForeignAdapter { key: key.to_owned() };
+        if let Some(strange) = adapter.modules.keys().find(|module| !self.contains(module)) {
+            return Err(foreign(strange));
+        }
+        for (module, factors) in &self.factors {
+            let given = adapter.modules.get(module).ok_or_else(|| foreign(module))?;
+            let ratio = f64::from(given.alpha.unwrap_or(given.rank() as f32)) / f64::from(factors.alpha);
+            let set = |var: &Var, array: &Array, ratio: f64| -> Result<()> {
+                if var.elem_count() != array.data.len() {
+                    return Err(foreign(module));
+                }
+                let scaled = |x: &f32| (f64::from(*x) * ratio) as f32;
+                let values = Tensor::from_vec(array.data.iter().map(scaled).collect(), var.shape(), var.device())?;
+                Ok(var.set(&values)?)
+            };
+            set(&factors.down, &given.down, 1.0)?;
+            set(&factors.up, &given.up, ratio)?;
+        }
+        Ok(())
     }
 
     /// The factors as an adapter, without metadata.
@@ -453,16 +545,16 @@ impl<F: Fn(&[Tensor]) -> candle_core::Result<Tensor> + Send + Sync> Segment for 
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::matches_path;
 
     #[test]
     fn patterns_match_whole_paths() {
         let path = "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0";
         for pattern in ["*", path, "*.attn2.*", "down_blocks.*.to_out.0", "*.attn?.to_out.0", "*0*1*2*0"] {
-            assert!(matches(pattern, path), "{pattern}");
+            assert!(matches_path(pattern, path), "{pattern}");
         }
         for pattern in ["", "attn2", "*.attn2", "*.attn2.to_out", "up_blocks.*", "*.attn?to_out.0", "?"] {
-            assert!(!matches(pattern, path), "{pattern}");
+            assert!(!matches_path(pattern, path), "{pattern}");
         }
     }
 }

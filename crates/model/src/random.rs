@@ -5,7 +5,8 @@
 //! by Box-Muller (1958) in f64 with `libm`, so that every platform gives the same bits.
 //!
 //! The key is `seed | step | micro-batch | purpose`, four little-endian u64, and the stream number is the purpose's
-//! detail (the hash of a factor's name, or 0). Changing any of this changes every run: the golden values below notice.
+//! detail (the hash of a name, or the term of the loss, or 0). Changing any of this changes every run: the golden values
+//! below notice.
 
 use std::ops::Range;
 
@@ -30,8 +31,27 @@ pub enum Purpose {
         /// FNV-1a hash of the factor's name.
         name_hash: u64,
     },
-    /// Elements dropped inside an adapter.
-    Dropout,
+    /// Elements dropped between the factors of a module.
+    Dropout {
+        /// In which term.
+        term: LossTerm,
+        /// Of which module: a hash of its name.
+        name_hash: u64,
+    },
+    /// Ranks of a module dropped for a sample.
+    RankDropout {
+        /// In which term.
+        term: LossTerm,
+        /// Of which module.
+        name_hash: u64,
+    },
+    /// A module dropped for a micro-batch.
+    ModuleDropout {
+        /// In which term.
+        term: LossTerm,
+        /// Of which module.
+        name_hash: u64,
+    },
     /// Captions for which the adapted model is held to the frozen base's prediction.
     PriorCaption,
     /// Images mirrored left to right.
@@ -54,6 +74,29 @@ pub enum Purpose {
     PriorLatentSample,
     /// Where predictions with and without an adapter are compared.
     LeakScore,
+    /// What is added to the noise of a whole channel.
+    OffsetNoise(LossTerm),
+    /// How strongly that is.
+    OffsetStrength(LossTerm),
+    /// The coarser noise of all levels.
+    PyramidNoise(LossTerm),
+    /// How much coarser each level is.
+    PyramidScale(LossTerm),
+    /// The noise that latents have besides the one to predict.
+    InputPerturbation(LossTerm),
+    /// The noise of images that validation is measured on.
+    Validation,
+    /// Which images are kept from training.
+    HoldOut,
+}
+
+/// Which term of the loss of a micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossTerm {
+    /// The images to learn.
+    Subject = 0,
+    /// What must stay as it was.
+    Prior = 1,
 }
 
 impl Purpose {
@@ -61,6 +104,16 @@ impl Purpose {
     /// factors there are or in which order they are made.
     pub fn factor_init(name: &str) -> Self {
         Purpose::FactorInit { name_hash: name_hash(name) }
+    }
+
+    /// The purposes of dropping elements, ranks and the whole of the module called `name`, in this order.
+    pub(crate) fn dropout(term: LossTerm, name: &str) -> [Self; 3] {
+        let name_hash = name_hash(name);
+        [
+            Purpose::Dropout { term, name_hash },
+            Purpose::RankDropout { term, name_hash },
+            Purpose::ModuleDropout { term, name_hash },
+        ]
     }
 
     /// The fixed number of this purpose and its detail. Numbers are never reused or changed.
@@ -71,7 +124,7 @@ impl Purpose {
             Purpose::LatentSample => (3, 0),
             Purpose::Order => (4, 0),
             Purpose::FactorInit { name_hash } => (5, name_hash),
-            Purpose::Dropout => (6, 0),
+            Purpose::Dropout { term: LossTerm::Subject, name_hash } => (6, name_hash),
             Purpose::PriorCaption => (7, 0),
             Purpose::Flip => (8, 0),
             Purpose::CaptionDropout => (9, 0),
@@ -83,6 +136,18 @@ impl Purpose {
             Purpose::PriorTimesteps => (15, 0),
             Purpose::PriorLatentSample => (16, 0),
             Purpose::LeakScore => (17, 0),
+            Purpose::OffsetNoise(term) => (18, term as u64),
+            Purpose::OffsetStrength(term) => (19, term as u64),
+            Purpose::PyramidNoise(term) => (20, term as u64),
+            Purpose::PyramidScale(term) => (21, term as u64),
+            Purpose::InputPerturbation(term) => (22, term as u64),
+            Purpose::RankDropout { term: LossTerm::Subject, name_hash } => (23, name_hash),
+            Purpose::ModuleDropout { term: LossTerm::Subject, name_hash } => (24, name_hash),
+            Purpose::Dropout { term: LossTerm::Prior, name_hash } => (25, name_hash),
+            Purpose::RankDropout { term: LossTerm::Prior, name_hash } => (26, name_hash),
+            Purpose::ModuleDropout { term: LossTerm::Prior, name_hash } => (27, name_hash),
+            Purpose::Validation => (30, 0),
+            Purpose::HoldOut => (31, 0),
         }
     }
 }
@@ -216,21 +281,36 @@ mod tests {
 
     #[test]
     fn every_purpose_has_a_stream_of_its_own() {
-        let purposes = [
+        let mut purposes = vec![
             Purpose::Noise,
             Purpose::Timesteps,
             Purpose::LatentSample,
             Purpose::Order,
             Purpose::factor_init("lora_unet_a.lora_down.weight"),
             Purpose::factor_init("lora_unet_b.lora_down.weight"),
-            Purpose::Dropout,
             Purpose::PriorCaption,
             Purpose::Flip,
             Purpose::CaptionDropout,
             Purpose::Weights,
             Purpose::Check,
             Purpose::LeakScore,
+            Purpose::PriorNoise,
+            Purpose::PriorTimesteps,
+            Purpose::PriorLatentSample,
+            Purpose::Validation,
+            Purpose::HoldOut,
         ];
+        for term in [LossTerm::Subject, LossTerm::Prior] {
+            purposes.extend([
+                Purpose::OffsetNoise(term),
+                Purpose::OffsetStrength(term),
+                Purpose::PyramidNoise(term),
+                Purpose::PyramidScale(term),
+                Purpose::InputPerturbation(term),
+            ]);
+            purposes
+                .extend(["lora_unet_a", "lora_unet_b"].map(|name| Purpose::dropout(term, name)).into_iter().flatten());
+        }
         let mut firsts: Vec<Vec<i64>> =
             purposes.iter().map(|p| Draw::new(1, 0, 0, *p).integers(0..1 << 40, 2)).collect();
         firsts.sort();

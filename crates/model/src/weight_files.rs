@@ -116,6 +116,23 @@ impl WeightFiles {
         Ok(hash.hex())
     }
 
+    /// Which network it is, at a glance: the SHA-256 over names, types and shapes of all its tensors and the first numbers of
+    /// each. Tells networks apart that were trained apart; reads little. It does not find a damaged file.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn sketch(&self) -> Result<String, AdapterError> {
+        const NUMBERS: usize = 256;
+        let (mut hash, mut buffer) = (StreamedHash::default(), Vec::new());
+        for name in self.names() {
+            let bytes = self.bytes(name)?;
+            hash.update(format!("{name} {} {:?}\n", bytes.dtype(), bytes.shape()).as_bytes());
+            bytes.read(0, NUMBERS.min(bytes.shape().iter().product()), &mut buffer)?;
+            hash.update(&buffer);
+        }
+        Ok(hash.hex())
+    }
+
     fn place(&self, name: &str) -> Result<&Place, AdapterError> {
         let missing = || AdapterError::MissingTensor { path: self.path().to_owned(), tensor: name.to_owned() };
         self.places.get(name).ok_or_else(missing)

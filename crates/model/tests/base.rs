@@ -170,6 +170,42 @@ fn every_kind_of_layer_can_learn_and_recompute_finds_the_same_gradients() {
 }
 
 #[test]
+fn the_first_block_that_matches_a_layer_counts_and_one_without_layers_is_an_error() {
+    let base = open(&golden("sd1"), DType::F32);
+    // Block 0 has rank 2, block 1 none, other layers rank 1.
+    let load = |blocks: [&str; 2]| {
+        let by_block = |_: &str, shape: LayerShape, block: Option<usize>| {
+            let rank = match block {
+                Some(0) => 2,
+                Some(_) => return None,
+                None => 1,
+            };
+            let (down, up) = shape.factor_shapes(rank);
+            let len = |shape: Vec<usize>| shape.iter().product();
+            Some(FactorValues { down: vec![0.5; len(down)], up: vec![0.0; len(up)], alpha: 1.0, rank })
+        };
+        let blocks = blocks.map(str::to_owned).to_vec();
+        let injection = Injection::by_block(base.unet_prefix(), Targets::Attention, blocks, Box::new(by_block));
+        base.load_unet(Some(&injection)).unwrap();
+        injection.finish("U-Net").map(AdapterSet::new)
+    };
+    let set = load(["*.attn2.to_k", "down_blocks.*"]).unwrap();
+    let mut seen = [0; 3];
+    for factors in set.modules() {
+        let (path, rank) = (factors.path(), factors.rank());
+        assert_eq!(rank, if path.ends_with(".attn2.to_k") { 2 } else { 1 }, "{path}");
+        assert!(rank == 2 || !path.starts_with("down_blocks."), "{path}");
+        seen[rank] += 1;
+        assert_eq!(set.path_of(&format!("{}.lora_up.weight", factors.module())), Some(path));
+    }
+    assert!(seen[1] > 0 && seen[2] > 0, "{seen:?}");
+    for (blocks, idle) in [(["*.attn2.to_k", "*.down.*"], "*.down.*"), (["*", "mid_block.*"], "mid_block.*")] {
+        let error = load(blocks).err().unwrap();
+        assert!(matches!(error, ModelError::NothingMatched { pattern, .. } if pattern == idle), "{idle}");
+    }
+}
+
+#[test]
 fn a_target_that_matches_nothing_is_an_error() {
     let base = open(&golden("sd1"), DType::F32);
     let no_values = |_: &str, shape: LayerShape| {

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use loralei_model::ops::{self, Activation, ConvGeometry, composed};
+use loralei_model::ops::{self, Activation, ConvGeometry, LoraScale, composed};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -118,6 +118,55 @@ fn lora_linear_matches() {
         &|x| ops::lora_linear(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), 0.375),
         &|x| composed::lora_linear(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), 0.375),
     );
+}
+
+/// Numbers as a mask has them: zeros among others, no two rows alike.
+fn mask(draw: &mut Draw, shape: &[usize]) -> Tensor {
+    let normal = draw.normal(shape);
+    let kept = normal.ge(-0.3).unwrap().to_dtype(DType::F64).unwrap();
+    ((normal.abs().unwrap() + 0.5).unwrap() * kept).unwrap().to_dtype(DType::F32).unwrap()
+}
+
+#[test]
+fn a_mask_between_the_factors_of_a_linear_layer_matches() {
+    let mut draw = Draw::new(21);
+    let inputs = [draw.normal(&[2, 5, 7]), draw.normal(&[3, 7]), draw.normal(&[11, 3])];
+    let frozen = [draw.normal(&[11, 7]), draw.normal(&[11])];
+    let scale = LoraScale::masked(0.375, &mask(&mut draw, &[2, 5, 3]));
+    check(
+        "masked lora linear",
+        &inputs,
+        &frozen,
+        &|x| ops::lora_linear(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), scale.clone()),
+        &|x| composed::lora_linear(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), scale.clone()),
+    );
+    let of_others = LoraScale::masked(0.375, &mask(&mut draw, &[2, 3, 5]));
+    let x = [&inputs[..], &frozen].concat();
+    assert!(ops::lora_linear(&x[0], &x[1], &x[2], &x[3], None, of_others).is_err());
+}
+
+#[test]
+fn a_mask_between_the_factors_of_a_convolution_matches() {
+    let mut draw = Draw::new(22);
+    let downsample = ConvGeometry { stride: 2, pad_before: 1, pad_after: 1 };
+    for (kernel, geometry, [h, w, num_in, num_out], output) in [
+        (3, ConvGeometry::same(3), [6, 4, 5, 7], [6, 4]),
+        (1, ConvGeometry::same(1), [6, 4, 5, 7], [6, 4]),
+        (3, downsample, [6, 4, 5, 7], [3, 2]),
+        (3, ConvGeometry::same(3), [13, 18, 32, 16], [13, 18]),
+    ] {
+        let (down, up) = (draw.normal(&[3, num_in, kernel, kernel]), draw.normal(&[num_out, 3, 1, 1]));
+        let inputs = [draw.normal(&[2, h, w, num_in]), down, up];
+        let frozen = [draw.normal(&[num_out, kernel, kernel, num_in]), draw.normal(&[num_out])];
+        let scale = LoraScale::masked(0.4, &mask(&mut draw, &[2, output[0], output[1], 3]));
+        check(
+            &format!("masked lora conv {kernel} {geometry:?} of {h} x {w} x {num_in} to {num_out}"),
+            &inputs,
+            &frozen,
+            &|x| ops::lora_conv2d(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), geometry, scale.clone()),
+            &|x| composed::lora_conv2d(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), geometry, scale.clone()),
+        );
+    }
 }
 
 #[test]

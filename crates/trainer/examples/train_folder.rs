@@ -4,7 +4,7 @@
 //! cargo run --release -p loralei-trainer --example train_folder -- BASE_FOLDER IMAGES_FOLDER OUTPUT_FOLDER
 //! ```
 
-use loralei_trainer::{BaseSource, ConfigLayers, Event, Plan, train};
+use loralei_trainer::{BaseSource, ConfigLayers, Event, Plan, RunOptions, train};
 use std::io::Write;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,16 +22,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plan = Plan::new(&resolved.config)?;
 
     // candle walks its graph by recursion: a run wants a thread with a large stack.
-    let (toml, base) = (resolved.to_toml(), BaseSource::Folder(base.into()));
+    let base = BaseSource::Folder(base.into());
     let run = move || {
-        train(&plan, &toml, base, &mut |event| {
+        train(&plan, base, &RunOptions::new(&resolved), &mut |event| {
             if let Event::Step(step) = event {
                 let _ = writeln!(std::io::stderr(), "step {} loss {:.4}", step.step, step.loss);
             }
         })
     };
     let handle = std::thread::Builder::new().stack_size(256 << 20).spawn(run)?;
-    let finished = handle.join().map_err(|_| "the run panicked")??;
-    writeln!(std::io::stdout(), "{}", finished.adapter.path.display())?;
+    let ended = handle.join().map_err(|_| "the run panicked")??;
+    writeln!(std::io::stdout(), "{}", ended.adapter().path.display())?;
     Ok(())
 }

@@ -1,16 +1,13 @@
-//! The same prompts and seeds drawn by the base and by the base with what was learned, side by side.
+//! The first and the last pictures of a run side by side, and how far they moved.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use loralei_model::{Base, TextEncoder, without_factors};
-use loralei_picture::Grid;
+use loralei_picture::{Grid, Picture};
 
-use crate::config::SamplesConfig;
-use crate::drawer::Drawer;
 use crate::error::TrainError;
 use crate::event::Event;
-use crate::network::Network;
 use crate::plan::Plan;
+use crate::samples::SampleLine;
 
 /// How much the pictures changed.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,65 +21,43 @@ pub struct BeforeAfter {
     pub changed_without_trigger: Option<f64>,
 }
 
-/// What is needed to draw.
-pub(crate) struct SampleRun<'a> {
-    pub(crate) plan: &'a Plan,
-    pub(crate) samples: &'a SamplesConfig,
-    pub(crate) base: &'a Base,
-    pub(crate) network: &'a Network,
-}
-
-impl SampleRun<'_> {
-    /// Draws every prompt twice and writes `before-after.png`.
+impl BeforeAfter {
+    /// Writes `before-after.png` from the pictures that `first` and `last` name. What is only in one of them, because prompts
+    /// were changed on the way, is left out; `None` if nothing is in both.
     ///
     /// # Errors
-    /// Networks that cannot be loaded, a disk that cannot be written.
-    pub(crate) fn draw(&self, events: &mut dyn FnMut(Event)) -> Result<BeforeAfter, TrainError> {
-        let steps = 2 * self.samples.steps * self.samples.prompts.len();
-        events(Event::PhaseStarted { name: "drawing before and after".into(), total: Some(steps as u64) });
-        let vae = self.base.load_vae()?;
-        // Text encoders that are not trained were dropped once the captions were encoded.
-        let num_loaded = self.network.text_encoders().len();
-        let more = (num_loaded..self.base.num_text_encoders()).map(|i| self.base.load_text_encoder(i, None));
-        let more = more.collect::<Result<Vec<_>, _>>()?;
-        let encoders: Vec<&TextEncoder> = self.network.text_encoders().iter().chain(&more).collect();
-        let plan = self.plan;
-        let drawer = Drawer {
-            base: self.base,
-            unet: self.network.unet(),
-            schedule: self.network.schedule(),
-            vae: &vae,
-            size_px: plan.data.largest_px(),
-            settings: self.samples,
+    /// Pictures that are gone, a disk that cannot be written.
+    pub fn write(
+        plan: &Plan,
+        first: &[SampleLine],
+        last: &[SampleLine],
+        events: &mut dyn FnMut(Event),
+    ) -> Result<Option<Self>, TrainError> {
+        let is_same = |(a, b): &(&SampleLine, &SampleLine)| {
+            (&a.prompt, a.seed, a.width_px, a.height_px) == (&b.prompt, b.seed, b.width_px, b.height_px)
         };
-        let seeds: Vec<u64> =
-            (0..self.samples.prompts.len() as u64).map(|i| self.samples.seed.wrapping_add(i)).collect();
-        let mut done = 0;
-        let mut progress = |steps: usize| {
-            done += steps as u64;
-            events(Event::PhaseProgress { done });
-        };
-        let mut pictures = || {
-            let encoded = drawer.encode(&encoders, &self.samples.prompts)?;
-            drawer.pictures(&encoded, seeds.clone(), &mut progress)
-        };
-        let (before, after) = (without_factors(&mut pictures)?, pictures()?);
-        let path = self.plan.output_folder.join("before-after.png");
-        let prompts = &self.samples.prompts;
-        let rows = prompts.iter().zip(before.iter().zip(&after));
-        let grid = Grid::before_after(rows.map(|(prompt, (b, a))| (prompt.clone(), vec![b.clone()], vec![a.clone()])))?;
-        let bytes = grid.render()?.to_png(None)?;
+        let pairs: Vec<_> = first.iter().zip(last).filter(is_same).collect();
+        if pairs.is_empty() {
+            return Ok(None);
+        }
+        let read = |line: &SampleLine| read_picture(&plan.output_folder.join(&line.file));
+        let (mut rows, mut changes) = (Vec::new(), [Vec::new(), Vec::new()]);
+        for (first, last) in pairs {
+            let (before, after) = (read(first)?, read(last)?);
+            let has_trigger = plan.data.trigger.as_deref().is_none_or(|trigger| last.prompt.contains(trigger));
+            changes[usize::from(has_trigger)].push(before.mean_abs_difference(&after)?);
+            rows.push((last.prompt.clone(), vec![before], vec![after]));
+        }
+        let bytes = Grid::before_after(rows)?.render()?.to_png(None)?;
+        let path = plan.output_folder.join("before-after.png");
         loralei_adapter::atomic_write_bytes(&path, &bytes)?;
         events(Event::Saved { path: path.clone(), num_bytes: bytes.len() as u64 });
-        let change = |has_trigger: bool| -> Result<Option<f64>, TrainError> {
-            let wanted = (0..prompts.len()).filter(|i| self.has_trigger(&prompts[*i]) == has_trigger);
-            let changes = wanted.map(|i| before[i].mean_abs_difference(&after[i])).collect::<Result<Vec<_>, _>>()?;
-            Ok((!changes.is_empty()).then(|| changes.iter().sum::<f64>() / changes.len() as f64))
-        };
-        Ok(BeforeAfter { path, changed_with_trigger: change(true)?, changed_without_trigger: change(false)? })
+        let [without, with] = changes.map(|of| (!of.is_empty()).then(|| of.iter().sum::<f64>() / of.len() as f64));
+        Ok(Some(Self { path, changed_with_trigger: with, changed_without_trigger: without }))
     }
+}
 
-    fn has_trigger(&self, prompt: &str) -> bool {
-        self.plan.data.trigger.as_deref().is_none_or(|trigger| prompt.contains(trigger))
-    }
+fn read_picture(path: &Path) -> Result<Picture, TrainError> {
+    let pixels = loralei_data::decode(path)?;
+    Ok(Picture::from_rgb(pixels.width(), pixels.height(), pixels.into_raw())?)
 }

@@ -4,14 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use loralei_data::{Role, Source};
-use loralei_model::{Base, TextEncoder};
+use loralei_model::{Base, DrawingSettings, TextEncoder};
 
-use crate::config::SamplesConfig;
-use crate::data_plan::{PriorPlan, PriorTerm};
-use crate::drawer::Drawer;
+use crate::drawer::{Drawer, PictureRequest, encode};
 use crate::error::TrainError;
 use crate::event::Event;
 use crate::plan::Plan;
+use crate::plan::{PriorPlan, PriorTerm};
 
 /// Where drawn images go, in the run's folder.
 pub(crate) const FOLDER: &str = "class-images";
@@ -63,29 +62,27 @@ fn draw_missing(
     if wanted.iter().all(|(_, path)| is_there(path)) {
         return Ok(());
     }
-    let settings = SamplesConfig { negative: String::new(), ..plan.samples.clone().unwrap_or_default() };
+    let samples = plan.samples.clone().unwrap_or_default();
+    let settings =
+        DrawingSettings { sampler: samples.sampler.0, steps: samples.steps, guidance_scale: samples.guidance_scale };
+    let size_px = plan.data.largest_px();
     let encoders =
         (0..base.num_text_encoders()).map(|i| base.load_text_encoder(i, None)).collect::<Result<Vec<_>, _>>()?;
     let (unet, vae, schedule) = (base.load_unet(None)?, base.load_vae()?, base.noise_schedule());
-    let drawer = Drawer {
-        base,
-        unet: &unet,
-        schedule: &schedule,
-        vae: &vae,
-        size_px: plan.data.largest_px(),
-        settings: &settings,
-    };
-    let encoded = drawer.encode(&encoders.iter().collect::<Vec<&TextEncoder>>(), &[prompt.to_owned()])?;
+    let drawer = Drawer { base, unet: &unet, schedule: &schedule, vae: &vae };
+    let encoded = encode(base, &encoders.iter().collect::<Vec<&TextEncoder>>(), &[(prompt, "")])?;
     // Always the same together: what is drawn beside a picture moves its last bits.
-    let groups = wanted.chunks(drawer.at_once()).filter(|group| !group.iter().all(|(_, path)| is_there(path)));
+    let groups = wanted.chunks(drawer.at_once(size_px)).filter(|group| !group.iter().all(|(_, path)| is_there(path)));
     let groups: Vec<_> = groups.collect();
     let total = groups.iter().map(|group| group.len() * settings.steps).sum::<usize>() as u64;
     events(Event::PhaseStarted { name: "drawing class images".into(), total: Some(total) });
     let mut done = 0;
     for group in groups {
-        let prompts: Vec<_> = group.iter().flat_map(|_| encoded.iter().cloned()).collect();
-        let seeds = group.iter().map(|(seed, _)| *seed).collect();
-        let pictures = drawer.pictures(&prompts, seeds, &mut |steps| {
+        let request = |seed: u64| {
+            encoded.iter().map(move |prompts| PictureRequest { prompts: prompts.clone(), seed, size_px, settings })
+        };
+        let requests: Vec<PictureRequest> = group.iter().flat_map(|(seed, _)| request(*seed)).collect();
+        let pictures = drawer.pictures(&requests, &mut |steps| {
             done += steps as u64;
             events(Event::PhaseProgress { done });
         })?;

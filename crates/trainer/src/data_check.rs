@@ -24,6 +24,8 @@ pub struct DataCheck<'a> {
     pub base: Option<&'a Base>,
     /// Sides of images are multiples of it, where the settings do not say otherwise.
     pub size_multiple_px: usize,
+    /// Whether every image is decoded, or only its header read.
+    pub depth: Depth,
 }
 
 /// What takes time.
@@ -65,7 +67,7 @@ impl DataCheck<'_> {
     pub fn run(&self, on_seen: impl Fn(CheckPhase, usize, usize) + Sync) -> Result<CheckedData, TrainError> {
         let sources = self.plan.data.sources(self.size_multiple_px);
         let on_image = |seen, all| on_seen(CheckPhase::Images, seen, all);
-        let mut inspection = Inspection::new(&sources, Depth::Pixels, on_image).unwrap_or_else(|error| {
+        let mut inspection = Inspection::new(&sources, self.depth, on_image).unwrap_or_else(|error| {
             let mut nothing = Inspection::default();
             nothing.found.problems.push(error);
             nothing

@@ -11,8 +11,8 @@ use loralei_model::{Base, BaseDescription};
 use serde::Serialize;
 
 use crate::checked_captions::EPOCHS_CHECKED;
+use crate::config::CacheChoice;
 use crate::data_check::{CheckedPicture, DataCheck};
-use crate::data_config::CacheChoice;
 use crate::data_warnings::{counted, data_warnings};
 use crate::error::TrainError;
 
@@ -377,7 +377,7 @@ impl DataReport {
     }
 
     fn refuse(&mut self, found: &Found<'_>) {
-        let DataCheck { plan, base, size_multiple_px } = *found.check;
+        let DataCheck { plan, base, size_multiple_px, .. } = *found.check;
         let mut hints: Vec<Option<String>> = Vec::new();
         let problems = &found.inspection.found.problems;
         for problem in problems.iter().filter(|problem| !matches!(problem, DataError::CaptionMissing { .. })) {

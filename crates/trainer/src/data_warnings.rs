@@ -6,7 +6,7 @@ use std::path::Path;
 use loralei_data::{CaptionOrigin, Role, Size, without_trigger};
 
 use crate::data_check::CheckedPicture;
-use crate::data_plan::DataPlan;
+use crate::plan::DataPlan;
 use crate::plan::Plan;
 
 /// Images that are enlarged more than so many times are blurred.

@@ -2,12 +2,11 @@
 
 use candle_core::Tensor;
 use loralei_model::{
-    Base, Conditioner, DrawingSettings, EncodedPrompts, NoiseSchedule, NoiseSource, TextEncoder, TextStage, Unet, Vae,
-    draw_latents, ops,
+    Base, Conditioner, DrawingSettings, EncodedPrompts, ModelError, NoiseSchedule, NoiseSource, TextEncoder, TextStage,
+    Unet, Vae, draw_latents, ops,
 };
 use loralei_picture::Picture;
 
-use crate::config::SamplesConfig;
 use crate::error::TrainError;
 
 /// Latents that are drawn together: as many pictures as this is times theirs, so that large ones come one by one.
@@ -19,74 +18,87 @@ pub(crate) struct Drawer<'a> {
     pub(crate) unet: &'a Unet,
     pub(crate) schedule: &'a NoiseSchedule,
     pub(crate) vae: &'a Vae,
-    /// Width and height.
+}
+
+/// A picture to draw.
+#[derive(Debug, Clone)]
+pub(crate) struct PictureRequest {
+    pub(crate) prompts: EncodedPrompts,
+    pub(crate) seed: u64,
+    /// Width and height, which the base must take.
     pub(crate) size_px: (usize, usize),
-    /// Sampler, steps, guidance, negative prompt; neither its prompts nor its seed.
-    pub(crate) settings: &'a SamplesConfig,
+    pub(crate) settings: DrawingSettings,
+}
+
+impl PictureRequest {
+    /// Whether both can be drawn together.
+    fn fits(&self, other: &Self) -> bool {
+        self.size_px == other.size_px
+            && self.settings == other.settings
+            && self.prompts.prompt.dims() == other.prompts.prompt.dims()
+    }
+}
+
+/// Prompts with their negative prompts, as the U-Net takes them.
+///
+/// # Errors
+/// Text that the tokenizer cannot encode.
+pub(crate) fn encode(
+    base: &Base,
+    encoders: &[&TextEncoder],
+    prompts: &[(&str, &str)],
+) -> Result<Vec<EncodedPrompts>, TrainError> {
+    let tokenizers = (0..encoders.len()).map(|i| base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
+    let stages = tokenizers.iter().zip(encoders).map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
+    let conditioner = Conditioner::new(stages.collect(), 1)?;
+    let encode = |(prompt, negative): &(&str, &str)| conditioner.encode(prompt, negative);
+    Ok(ops::without_graph(|| prompts.iter().map(encode).collect::<Result<Vec<_>, _>>())?)
 }
 
 impl Drawer<'_> {
-    /// The prompts as the U-Net takes them.
-    ///
-    /// # Errors
-    /// Text that the tokenizer cannot encode.
-    pub(crate) fn encode(
-        &self,
-        encoders: &[&TextEncoder],
-        prompts: &[String],
-    ) -> Result<Vec<EncodedPrompts>, TrainError> {
-        let tokenizers = (0..encoders.len()).map(|i| self.base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
-        let stages = tokenizers.iter().zip(encoders).map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
-        let conditioner = Conditioner::new(stages.collect(), 1)?;
-        let encode = |prompt: &String| conditioner.encode(prompt, &self.settings.negative);
-        Ok(ops::without_graph(|| prompts.iter().map(encode).collect::<Result<Vec<_>, _>>())?)
-    }
-
-    /// How many are drawn together.
-    pub(crate) fn at_once(&self) -> usize {
-        let (_, height, width) = self.latents();
+    /// How many of this size are drawn together.
+    pub(crate) fn at_once(&self, size_px: (usize, usize)) -> usize {
+        let (_, height, width) = self.latents(size_px);
         (LATENTS_AT_ONCE / (height * width).max(1)).max(1)
     }
 
-    /// A picture of each of `prompts`, with the seed in the same place. `progress` is told of steps made.
+    /// A picture of each request. `progress` is told of steps made.
     ///
     /// # Errors
-    /// A tensor operation that fails.
+    /// A tensor operation that fails, a picture whose numbers are not finite.
     pub(crate) fn pictures(
         &self,
-        prompts: &[EncodedPrompts],
-        seeds: Vec<u64>,
+        requests: &[PictureRequest],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Picture>, TrainError> {
-        let settings = DrawingSettings {
-            sampler: self.settings.sampler.0,
-            steps: self.settings.steps,
-            guidance_scale: self.settings.guidance_scale,
-        };
-        let mut pictures = Vec::with_capacity(prompts.len());
-        let mut seeds = seeds.into_iter();
-        // Prompts of another number of chunks cannot be drawn together.
-        let alike = prompts.chunk_by(|a, b| a.prompt.dims() == b.prompt.dims());
-        for prompts in alike.flat_map(|prompts| prompts.chunks(self.at_once())) {
-            let noise = NoiseSource::Seeds(seeds.by_ref().take(prompts.len()).collect());
-            let step = &mut |_| progress(prompts.len());
-            let latents = draw_latents(self.unet, self.schedule, prompts, &noise, self.latents(), &settings, step)?;
-            for j in 0..prompts.len() {
-                pictures.push(self.decode(&latents.narrow(0, j, 1)?)?);
+        let mut pictures = Vec::with_capacity(requests.len());
+        let alike = requests.chunk_by(PictureRequest::fits);
+        for requests in alike.flat_map(|alike| alike.chunks(self.at_once(alike[0].size_px))) {
+            let PictureRequest { size_px, settings, .. } = requests[0];
+            let prompts: Vec<EncodedPrompts> = requests.iter().map(|request| request.prompts.clone()).collect();
+            let noise = NoiseSource::Seeds(requests.iter().map(|request| request.seed).collect());
+            let step = &mut |_| progress(requests.len());
+            let size = self.latents(size_px);
+            let latents = draw_latents(self.unet, self.schedule, &prompts, &noise, size, &settings, step)?;
+            for (j, request) in requests.iter().enumerate() {
+                pictures.push(self.decode(&latents.narrow(0, j, 1)?, request)?);
             }
         }
         Ok(pictures)
     }
 
     /// Channels, height and width.
-    fn latents(&self) -> (usize, usize, usize) {
-        let (vae, (width_px, height_px)) = (self.base.vae_config(), self.size_px);
+    fn latents(&self, (width_px, height_px): (usize, usize)) -> (usize, usize, usize) {
+        let vae = self.base.vae_config();
         let side = vae.downsampling();
         (vae.latent_channels, height_px / side, width_px / side)
     }
 
-    fn decode(&self, latents: &Tensor) -> Result<Picture, TrainError> {
+    fn decode(&self, latents: &Tensor, request: &PictureRequest) -> Result<Picture, TrainError> {
         let pixels = ops::without_graph(|| self.vae.decode(latents))?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(Picture::from_unit(&pixels, (self.size_px.0 as u32, self.size_px.1 as u32))?)
+        if pixels.iter().any(|value| !value.is_finite()) {
+            return Err(ModelError::NonFinitePicture { seed: request.seed }.into());
+        }
+        Ok(Picture::from_unit(&pixels, (request.size_px.0 as u32, request.size_px.1 as u32))?)
     }
 }

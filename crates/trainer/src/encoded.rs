@@ -2,19 +2,21 @@
 //! side, and kept as mean and standard deviation, so that every step can draw a sample of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use candle_core::{DType, Device, Tensor};
 use loralei_data::{
-    Batch, CaptionRules, CaptionText, ContentHash, Depth, Fitted, Order, Picture, Role, Showing, Size, flipped, survey,
+    Batch, CaptionLine, CaptionRules, CaptionText, ContentHash, Depth, Fitted, Order, Picture, Role, Showing, Size,
+    flipped, survey,
 };
 use loralei_model::{Base, Draw, Vae};
 
 use crate::encoded_store::{EncodedStore, Entry, Key};
 use crate::error::TrainError;
 use crate::event::Event;
+use crate::hold_out::content_number;
 use crate::network::tensor;
 use crate::training_images::TrainingImages;
 
@@ -24,6 +26,9 @@ const READ_AHEAD: usize = 2;
 /// One image, encoded.
 #[derive(Debug, Clone)]
 struct EncodedImage {
+    path: PathBuf,
+    /// What its file holds, as a number.
+    content: u64,
     latents: Key,
     /// Of the mirrored image, if it is shown mirrored.
     mirrored: Option<Key>,
@@ -106,6 +111,33 @@ impl EncodedImages {
         showings.into_iter().map(shown).collect()
     }
 
+    /// What each image is to a run, as text: content, crop, captions, how often and how much it counts.
+    pub(crate) fn fingerprint(&self) -> impl Iterator<Item = String> {
+        self.images.iter().map(|image| {
+            let EncodedImage { latents, mirrored, repeats, weight, rules, caption, .. } = image;
+            format!("{latents:?} {mirrored:?} {repeats} {weight} {rules:?} {:?}", caption.lines)
+        })
+    }
+
+    /// Where image number `image` came from.
+    pub fn path(&self, image: usize) -> &Path {
+        &self.images[image].path
+    }
+
+    /// A number for what the file of `image` holds.
+    pub(crate) fn content(&self, image: usize) -> u64 {
+        self.images[image].content
+    }
+
+    /// The caption of `image` with nothing left to chance that can be: its first line, no dropout, tags as they stand. Of
+    /// wildcards, what the seed chooses.
+    pub(crate) fn settled_caption(&self, image: usize) -> String {
+        let EncodedImage { rules, caption, .. } = &self.images[image];
+        let (line, shuffle) = (CaptionLine::First, false);
+        let settled = CaptionRules { line, dropout: 0.0, shuffle, tag_dropout: 0.0, ..CaptionRules::clone(rules) };
+        settled.of_showing(caption, self.seed, 0, Showing::default())
+    }
+
     /// Whether any caption differs from one showing to the next.
     pub fn captions_vary(&self) -> bool {
         self.images.iter().any(|image| image.rules.varies(&image.caption))
@@ -126,6 +158,8 @@ pub struct EncodedData {
     pub subject: EncodedImages,
     /// Images of the class.
     pub class: EncodedImages,
+    /// Images that are measured on and not learned from; none if it is measured on those that are.
+    pub validation: EncodedImages,
     store: Arc<EncodedStore>,
     scaling_factor: f64,
     outside_mask_weight: f32,
@@ -160,7 +194,7 @@ impl EncodedData {
         events: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
         let mut encoder = ImageEncoder::new(base, &store, encoding)?;
-        encoder.encode(images.subject.iter().chain(&images.class), events)?;
+        encoder.encode(images.subject.iter().chain(&images.class).chain(&images.validation), events)?;
         let rules: Vec<_> = images.sources.iter().map(|source| Arc::new(source.captions.clone())).collect();
         let encoded = |pictures: &[Picture], seed: u64| {
             let kept = pictures.iter().filter(|picture| !encoder.failed.contains(&picture.sample.path));
@@ -171,12 +205,28 @@ impl EncodedData {
         };
         let of_role = |pictures, role| encoded(pictures, seed_of(role, encoding.seed));
         let (subject, class) = (of_role(&images.subject, Role::Subject), of_role(&images.class, Role::Class));
+        let validation = of_role(&images.validation, Role::Subject);
         if subject.is_empty() {
             let path = images.sources.first().map(|source| source.path.clone()).unwrap_or_default();
             return Err(loralei_data::DataError::NoImages { path, num_skipped: encoder.failed.len() }.into());
         }
         let (scaling_factor, outside_mask_weight) = (base.vae_config().scaling_factor, encoding.outside_mask_weight);
-        Ok(Self { subject, class, store, scaling_factor, outside_mask_weight })
+        Ok(Self { subject, class, validation, store, scaling_factor, outside_mask_weight })
+    }
+
+    /// Latents of one image, which is of `images`: the mean of its posterior, not a draw from it; b = 1.
+    ///
+    /// # Errors
+    /// As [`EncodedData::latents`].
+    pub(crate) fn mean_latents(&self, images: &EncodedImages, image: usize) -> Result<Latents, TrainError> {
+        let image = &images.images[image];
+        let entries = [self.entry(&image.latents)?];
+        let mean = entries[0].get(MEAN).ok_or(TrainError::EncodedMissing)?.unsqueeze(0)?; // (1, 4, h, w)
+        Ok(Latents {
+            latents: (&mean * self.scaling_factor)?,
+            loss_mask: self.loss_mask(&entries, &mean)?,
+            sample_weight: vec![image.weight],
+        })
     }
 
     /// Latents of `shown`, which are of `images`; the draw from each posterior depends only on the place.
@@ -200,6 +250,16 @@ impl EncodedData {
             loss_mask: self.loss_mask(&entries, &mean)?,
             sample_weight: shown.iter().map(|shown| images.images[shown.image].weight).collect(),
         })
+    }
+
+    /// Makes the latents of image number `image` what no training can use.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self, image: usize) {
+        let key = &self.subject.images[image].latents;
+        let mut entry = self.entry(key).unwrap();
+        let mean = entry.get_mut(MEAN).unwrap();
+        *mean = (&*mean * f64::NAN).unwrap();
+        self.store.put(key, entry).unwrap();
     }
 
     fn entry(&self, key: &Key) -> Result<Entry, TrainError> {
@@ -255,6 +315,8 @@ impl<'a> ImageEncoder<'a> {
     fn encoded(&self, picture: &Picture, rules: &Arc<CaptionRules>) -> EncodedImage {
         let sample = &picture.sample;
         EncodedImage {
+            path: sample.path.clone(),
+            content: content_number(picture.surveyed.content),
             latents: self.key(picture, false),
             mirrored: sample.flip.then(|| self.key(picture, true)),
             size: picture.assigned.bucket,

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::Tensor;
 use loralei_adapter::{TensorFile, TensorView, sha256_hex, write_tensors};
 
-use crate::data_config::CacheChoice;
+use crate::config::CacheChoice;
 use crate::error::TrainError;
 use crate::network::tensor;
 

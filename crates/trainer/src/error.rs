@@ -96,11 +96,80 @@ pub enum TrainError {
         /// The optimizer step, from 0.
         step: u64,
     },
+    /// A step whose numbers are not finite. Nothing of it reached the factors.
+    #[error("step {step} stopped the run: {source}; its images: {}", several_paths(images))]
+    Diverged {
+        /// The optimizer step, from 0.
+        step: u64,
+        /// The images that it saw.
+        images: Vec<PathBuf>,
+        /// What is not finite.
+        #[source]
+        source: Box<TrainError>,
+    },
+    /// Another process works in the run's folder.
+    #[error("`{}` belongs to a run that goes on: process {pid} on {host}", path.display())]
+    FolderInUse {
+        /// The folder.
+        path: PathBuf,
+        /// The process.
+        pid: u32,
+        /// Its machine.
+        host: String,
+    },
+    /// The folder holds an earlier run.
+    #[error("`{}` holds a run that got to step {step}", path.display())]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+        /// Steps of its newest snapshot.
+        step: u64,
+    },
+    /// The run that is to go on is another one.
+    #[error("the run cannot go on, because these differ: {}", joined(differences.iter().cloned()))]
+    AnotherRun {
+        /// One line each: name, then and now.
+        differences: Vec<String>,
+    },
+    /// A file that is no state of a run, or not of this one.
+    #[error("`{}` is not the state of this run: {reason}", path.display())]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A folder without a run.
+    #[error("there is no run in `{}`", path.display())]
+    NoRun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A run that is asked something and does not work any more.
+    #[error("the run in `{}` is not running", path.display())]
+    NotRunning {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An adapter that a run cannot begin with.
+    #[error("`{}` is not an adapter of what is trained: {}", path.display(), first_few(differences, 3))]
+    StartDiffers {
+        /// The file.
+        path: PathBuf,
+        /// One line each, at least one.
+        differences: Vec<String>,
+    },
     /// A factor without a gradient, or a gradient without a factor.
     #[error("the factors and the gradients differ at `{name}`")]
     GradientNames {
         /// The first name that only one side has.
         name: String,
+    },
+    /// A saved state that the optimizer cannot go on from.
+    #[error("the saved state is not of this optimizer: {reason}")]
+    OptimizerState {
+        /// What is missing or does not belong.
+        reason: String,
     },
     /// A step whose samples weigh nothing.
     #[error("the samples of a step weigh {weight} together: nothing to divide by")]
@@ -214,6 +283,11 @@ impl TrainError {
         self
     }
 
+    /// Whether it says that numbers of a step are not finite.
+    pub(crate) fn is_non_finite_step(&self) -> bool {
+        matches!(self, Self::NonFiniteLoss { .. } | Self::NonFiniteGradient { .. } | Self::NonFiniteNorm { .. })
+    }
+
     /// The program's exit code: 1 internal, 2 usage or configuration, 3 data, 4 model file, 5 non-finite numbers, 6 disk.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -223,6 +297,13 @@ impl TrainError {
             | TrainError::SetForm { .. }
             | TrainError::UnknownPreset { .. }
             | TrainError::Settings { .. }
+            | TrainError::FolderInUse { .. }
+            | TrainError::RunExists { .. }
+            | TrainError::AnotherRun { .. }
+            | TrainError::Snapshot { .. }
+            | TrainError::NoRun { .. }
+            | TrainError::NotRunning { .. }
+            | TrainError::StartDiffers { .. }
             | TrainError::Model(
                 ModelError::SizeDoesNotFit { .. }
                 | ModelError::NothingMatched { .. }
@@ -236,7 +317,8 @@ impl TrainError {
             | TrainError::Data(_)
             | TrainError::Dataset { .. }
             | TrainError::Batch { .. } => 3,
-            TrainError::NonFiniteLoss { .. }
+            TrainError::Diverged { .. }
+            | TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteNorm { .. }
             | TrainError::NonFiniteLatents { .. }
@@ -250,7 +332,7 @@ impl TrainError {
             | TrainError::OutOfMemory { .. }
             | TrainError::Picture(_)
             | TrainError::Model(ModelError::Tensor(_)) => 1,
-            TrainError::Model(_) | TrainError::Adapter(_) => 4,
+            TrainError::OptimizerState { .. } | TrainError::Model(_) | TrainError::Adapter(_) => 4,
         }
     }
 
@@ -267,7 +349,22 @@ impl TrainError {
             TrainError::SetForm { .. } => "for example --set train.steps=500".to_string(),
             TrainError::UnknownPreset { known, .. } => format!("presets: {}", known.join(", ")),
             TrainError::Settings { violations } => joined(violations.iter().map(|v| v.hint.clone())),
-            TrainError::NonFiniteLoss { .. }
+            TrainError::Diverged { images, source, .. } if images.is_empty() => return source.hint(),
+            TrainError::FolderInUse { .. } => {
+                "wait for it, end it with `loralei run stop`, or give another --output".to_string()
+            }
+            TrainError::RunExists { .. } => {
+                "--resume goes on with it, --overwrite begins anew, and another --output leaves it alone".to_string()
+            }
+            TrainError::AnotherRun { .. } => {
+                "give the settings and images it began with, or another --output; --resume-anyway goes on all the same"
+                    .to_string()
+            }
+            TrainError::Snapshot { .. } => "begin anew with --overwrite, or with another --output".to_string(),
+            TrainError::NoRun { .. } => "give the folder that `loralei train --output` was given".to_string(),
+            TrainError::NotRunning { .. } => "`loralei train --resume` goes on with it".to_string(),
+            TrainError::Diverged { .. }
+            | TrainError::NonFiniteLoss { .. }
             | TrainError::NonFiniteGradient { .. }
             | TrainError::NonFiniteNorm { .. } => {
                 "lower `optimizer.learning_rate`, lengthen `schedule.warmup_steps`, or set `model.dtype` to \"f32\""
@@ -276,6 +373,14 @@ impl TrainError {
             TrainError::OutOfMemory { .. } => "set `train.checkpointing` to \"block\", `train.batch_size` to 1 with \
                  `train.accumulate` instead, `model.dtype` to \"bf16\", or a smaller `data.size_px`"
                 .to_string(),
+            TrainError::OptimizerState { .. } => {
+                "go on with the settings of `[optimizer]` and `[lora]` that the run was begun with".to_string()
+            }
+            TrainError::StartDiffers { .. } => {
+                "set `lora.rank`, `lora.unet.targets` and `lora.text_encoder.targets` to those of the file; `loralei inspect` \
+                 lists its modules"
+                    .to_string()
+            }
             TrainError::StepWeight { .. } => "give at least one sample of every step a weight above 0".to_string(),
             TrainError::Disk { .. } => {
                 "check that the folder of `output.folder` can be written and has room".to_string()
@@ -315,6 +420,17 @@ fn several(problems: &[DataError]) -> String {
     let first = problems.iter().take(MOST).map(ToString::to_string);
     let more = (problems.len() > MOST).then(|| format!("and {} more", problems.len() - MOST));
     joined(first.chain(more))
+}
+
+fn several_paths(paths: &[PathBuf]) -> String {
+    const MOST: usize = 8;
+    first_few(&paths.iter().map(|path| format!("`{}`", path.display())).collect::<Vec<_>>(), MOST)
+}
+
+/// The first few lines as one, and how many there are besides.
+fn first_few(lines: &[String], most: usize) -> String {
+    let more = (lines.len() > most).then(|| format!("and {} more", lines.len() - most));
+    joined(lines.iter().take(most).cloned().chain(more))
 }
 
 fn joined(parts: impl Iterator<Item = String>) -> String {

@@ -1,5 +1,6 @@
 //! What a run reports while it works. The trainer prints nothing: who runs it decides how to show these.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Something that happened in a run.
@@ -69,4 +70,6 @@ pub struct StepReport {
     pub images_per_s: f64,
     /// Resident memory after the step, where the system tells.
     pub resident_bytes: Option<u64>,
+    /// What only some settings have, by name: `d`, Prodigy's estimate; `num_scaled`, modules that `lora.max_norm` shortened.
+    pub scalars: BTreeMap<&'static str, f64>,
 }

@@ -166,7 +166,7 @@ fn changes(
 }
 
 /// ||adapted - base||^2 / ||base||^2, summed in f64. Not finite where a number is not.
-fn relative_change(base: &[f32], adapted: &[f32]) -> f64 {
+pub(crate) fn relative_change(base: &[f32], adapted: &[f32]) -> f64 {
     let difference = base.iter().zip(adapted).map(|(e, changed)| (f64::from(*changed) - f64::from(*e)).powi(2));
     difference.sum::<f64>() / base.iter().map(|e| f64::from(*e).powi(2)).sum::<f64>()
 }

@@ -17,6 +17,10 @@ pub struct LearningRateSchedule {
     pub steps: u64,
     /// The factor at the end of the run, 0 to 1. Ignored by a constant schedule.
     pub final_ratio: f64,
+    /// How often [`ScheduleKind::Restarts`] falls, 1 or more.
+    pub cycles: u64,
+    /// Exponent of [`ScheduleKind::Polynomial`], above 0.
+    pub power: f64,
 }
 
 impl LearningRateSchedule {
@@ -34,10 +38,19 @@ impl LearningRateSchedule {
             ScheduleKind::Constant => return 1.0,
             ScheduleKind::Linear => 1.0 - progress,
             // libm, not the platform's cosine: the rate of a step is the same bits everywhere.
-            ScheduleKind::Cosine => 0.5 * (1.0 + libm::cos(std::f64::consts::PI * progress)),
+            ScheduleKind::Cosine => half_cosine(progress),
+            // As diffusers' `cosine_with_restarts`: the end is the end of the last fall, not the top of another.
+            ScheduleKind::Restarts if progress < 1.0 => half_cosine((progress * self.cycles as f64).fract()),
+            ScheduleKind::Restarts => 0.0,
+            ScheduleKind::Polynomial => libm::pow(1.0 - progress, self.power),
         };
         self.final_ratio + (1.0 - self.final_ratio) * left
     }
+}
+
+/// From 1 at 0 to 0 at 1.
+fn half_cosine(progress: f64) -> f64 {
+    0.5 * (1.0 + libm::cos(std::f64::consts::PI * progress))
 }
 
 #[cfg(test)]
@@ -49,7 +62,7 @@ mod tests {
     }
 
     fn schedule(kind: ScheduleKind) -> LearningRateSchedule {
-        LearningRateSchedule { kind, warmup_steps: 20, steps: 120, final_ratio: 0.05 }
+        LearningRateSchedule { kind, warmup_steps: 20, steps: 120, final_ratio: 0.05, cycles: 4, power: 2.0 }
     }
 
     #[test]
@@ -81,6 +94,25 @@ mod tests {
     }
 
     #[test]
+    fn restarts_begin_again_from_the_top_and_end_at_the_bottom() {
+        let restarts = schedule(ScheduleKind::Restarts);
+        // 100 steps in 4 falls of 25.
+        close(restarts.ratio(20), 1.0);
+        close(restarts.ratio(45), 1.0);
+        // cos(pi 5 / 25)
+        close(restarts.ratio(50), 0.05 + 0.95 * 0.5 * (1.0 + (1.0 + 5f64.sqrt()) / 4.0));
+        assert!(restarts.ratio(119) < 0.06);
+        close(restarts.ratio(120), 0.05);
+    }
+
+    #[test]
+    fn polynomial_falls_as_a_power_of_what_is_left() {
+        let polynomial = schedule(ScheduleKind::Polynomial);
+        close(polynomial.ratio(45), 0.05 + 0.95 * 0.75 * 0.75);
+        close(polynomial.ratio(120), 0.05);
+    }
+
+    #[test]
     fn constant_never_falls() {
         close(schedule(ScheduleKind::Constant).ratio(119), 1.0);
         close(schedule(ScheduleKind::Constant).ratio(9999), 1.0);
@@ -88,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_run_shorter_than_its_warm_up_is_defined_everywhere() {
-        let short = LearningRateSchedule { kind: ScheduleKind::Linear, warmup_steps: 20, steps: 10, final_ratio: 0.1 };
+        let short = LearningRateSchedule { steps: 10, final_ratio: 0.1, ..schedule(ScheduleKind::Linear) };
         close(short.ratio(9), 0.5);
         close(short.ratio(20), 0.1);
     }

@@ -5,7 +5,7 @@
 //!   them each value came from.
 //! - [`Plan`] is the checked and resolved form of it: flat values, in range. Only a plan reaches the run.
 //! - [`Draw`] gives the random numbers of a place in the run, [`LearningRateSchedule`] its learning rate: both are pure
-//!   functions of the step, so that the state of a run is its factors, the moments of [`AdamW`] and a step count.
+//!   functions of the step, so that the state of a run is its factors, the state of its [`Optimizer`] and a step count.
 //! - [`GradientTree`] sums the gradients of a step's micro-batches in a fixed order, [`clip_global_norm`] limits them.
 //! - [`train`] is the run: a plan in, an adapter's file out. [`StepVerification`] is a few steps of it on given numbers.
 //! - A run reports what happens as [`Event`]s; nothing here prints.
@@ -27,18 +27,14 @@
 //! # Ok::<(), loralei_trainer::TrainError>(())
 //! ```
 
-mod adamw;
+mod advice;
 mod before_after;
 mod captions;
 mod checked_captions;
 mod class_images;
 mod clip;
 mod config;
-mod config_keys;
-mod config_layers;
 mod data_check;
-mod data_config;
-mod data_plan;
 mod data_report;
 mod data_warnings;
 mod drawer;
@@ -46,46 +42,56 @@ mod encoded;
 mod encoded_store;
 mod error;
 mod event;
+mod first_config;
 mod gradient_tree;
+mod hold_out;
+mod kohya_config;
 mod leak_prompts;
 mod leak_score;
 mod leak_verification;
 mod learning_rate;
+mod loss;
 mod loss_scale;
 mod memory;
 mod memory_switch;
-mod metrics;
+mod model_card;
 mod network;
+mod noise;
 mod objective;
+mod objective_facts;
+mod optimizer;
 mod plan;
 mod prior;
 mod result;
 mod run;
+mod run_summary;
+mod sample_prompt;
+mod samples;
 mod smoothed_loss;
+mod start_from;
 mod step_bench;
 mod training_data;
 mod training_images;
 mod training_step;
 mod update;
+mod validation;
+mod validation_history;
 mod verify;
 
-pub use adamw::{AdamW, AdamWSettings, Moments};
 pub use before_after::BeforeAfter;
 pub use captions::Captions;
 pub use checked_captions::CheckedCaption;
 pub use clip::{clip_global_norm, clip_on_device, global_norm};
 pub use config::{
-    Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, OutputConfig, PredictionKind,
-    SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind, StepsConfig, Targets, TextEncoderConfig, TrainConfig,
-    UnetConfig, WeightDtype,
+    AlphaChoice, BlockConfig, CacheChoice, CaptionConfig, CaptionFrom, Checkpointing, Compute, ConfigLayers,
+    DataConfig, Dtype, HuberSchedule, LineChoice, ListedSetting, LoraConfig, LossConfig, LossKind, ModelConfig,
+    NoiseConfig, Ops, OptimizerConfig, OptimizerKind, Origin, OutputConfig, PRESETS, PredictionKind, PriorCaptions,
+    PriorConfig, PriorKind, ProdigyConfig, ResolvedConfig, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind,
+    StepsConfig, Targets, TextEncoderConfig, TrainConfig, UnetConfig, ValidationConfig, WeightDtype, Weighting,
+    is_config_key, nearest_config_key,
 };
-pub use config_keys::{is_config_key, nearest_config_key};
-pub use config_layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};
 pub use data_check::{CheckPhase, CheckedData, CheckedPicture, DataCheck};
-pub use data_config::{
-    AlphaChoice, CacheChoice, CaptionConfig, CaptionFrom, DataConfig, LineChoice, PriorCaptions, PriorConfig, PriorKind,
-};
-pub use data_plan::{DataPlan, PriorPlan, PriorTerm, SourcePlan};
+
 pub use data_report::{
     BucketReport, CaptionOrigins, DataReport, DuplicateGroup, LongCaption, MaskReport, NamedSize, PictureReport,
     PlaceReport, SkippedFile, TagCount, TokenRange, UnreadableFile,
@@ -93,7 +99,9 @@ pub use data_report::{
 pub use encoded::{EncodedData, EncodedImages, Encoding, Latents, Shown};
 pub use error::{TrainError, Violation};
 pub use event::{Event, StepReport};
+pub use first_config::{FirstConfig, FirstConfigRequest, Goal};
 pub use gradient_tree::{GradientTree, Gradients, PairwiseSum, StepGradient};
+pub use kohya_config::{KohyaConfigError, KohyaImport, LeftOut};
 pub use leak_prompts::{PromptPair, default_prompts, read_prompts};
 pub use leak_score::{LeakProbes, LeakPrompt, LeakScore, PromptChange};
 pub use leak_verification::LeakVerification;
@@ -101,14 +109,28 @@ pub use learning_rate::LearningRateSchedule;
 pub use loralei_model::{BaseSource, Draw, Purpose};
 pub use memory::{peak_resident_bytes, resident_bytes};
 pub use memory_switch::MemorySwitch;
-pub use metrics::MetricsWriter;
 pub use network::{Network, Text};
 pub use objective::{MicroBatch, Outcome};
-pub use plan::{BaseChoice, ComponentPlan, Plan};
+pub use optimizer::{
+    AdafactorSettings, AdamWSettings, FactorTensors, LionSettings, Optimizer, OptimizerSettings, OptimizerState,
+    ProdigySettings,
+};
+pub use plan::{
+    BaseChoice, BlockPlan, CardPlan, ComponentPlan, DataPlan, MeasuredOn, OptimizerPlan, Plan, PriorPlan, PriorTerm,
+    SourcePlan, ValidationPlan,
+};
 pub use result::WrittenAdapter;
-pub use run::{Finished, train};
+pub use run::{
+    Control, Ended, Finished, Interruption, MetricsLine, MetricsWriter, Request, RunHandle, RunOptions, RunState,
+    RunStatus, Start, Stopped, read_metrics, train,
+};
+pub use run_summary::{BlockNorm, RunRecord, RunSummary, generate_command, quoted};
+pub use sample_prompt::SamplePrompt;
+pub use samples::{SampleLine, Samples};
 pub use smoothed_loss::SmoothedLoss;
 pub use step_bench::{StepBench, StepTimes, matmul_flops_per_s};
 pub use training_data::TrainingData;
 pub use training_images::TrainingImages;
+pub use validation::Validation;
+pub use validation_history::{BestTracker, BinLoss, LeakChange, ValidationPoint};
 pub use verify::{StepVerification, Verified};

@@ -5,6 +5,7 @@ use candle_core::DType;
 
 use crate::error::TrainError;
 use crate::gradient_tree::Gradients;
+use crate::optimizer::OptimizerState;
 
 const FIRST: f64 = 65536.0;
 const GOOD_STEPS_TO_GROW: u32 = 2000;
@@ -65,6 +66,23 @@ impl LossScale {
             *good_steps = 0;
         }
         true
+    }
+
+    pub(crate) fn save(&self, state: &mut OptimizerState) {
+        if let Some(good_steps) = self.good_steps {
+            state.put_scalar("loss_scale", self.factor);
+            state.put_scalar("loss_scale_good_steps", f64::from(good_steps));
+        }
+    }
+
+    /// # Errors
+    /// [`TrainError::OptimizerState`] if there is none although the factor changes.
+    pub(crate) fn load(&mut self, state: &mut OptimizerState) -> Result<(), TrainError> {
+        if let Some(good_steps) = &mut self.good_steps {
+            self.factor = state.take_scalar("loss_scale")?;
+            *good_steps = state.take_scalar("loss_scale_good_steps")? as u32;
+        }
+        Ok(())
     }
 }
 

@@ -4,13 +4,14 @@ use candle_core::{DType, Device, Tensor};
 use loralei_adapter::Adapter;
 use loralei_adapter::keys::Component;
 use loralei_model::{
-    AdapterSet, Base, Checkpointing, Conditioning, FactorValues, Injection, LayerShape, LoraFactors, NoiseSchedule,
-    NumberTypes, SchedulerConfig, Source, TextEncoder, Unet, UnetConfig, ops, without_factors,
+    AdapterSet, Base, Checkpointing, Conditioning, Dropout, FactorValues, Injection, LayerShape, LoraFactors, LossTerm,
+    NoiseSchedule, NumberTypes, SchedulerConfig, Source, TextEncoder, Unet, UnetConfig, ops, with_dropout,
+    without_factors,
 };
 use std::sync::Arc;
 
-use crate::config::{self, Targets};
-use crate::error::TrainError;
+use crate::config::{self, LossConfig, Targets};
+use crate::error::{TrainError, Violation};
 use crate::objective::{MicroBatch, Outcome};
 use crate::plan::ComponentPlan;
 use loralei_model::{Draw, Purpose};
@@ -37,7 +38,7 @@ impl Network {
     /// Loads the networks with new factors as planned; text encoders only if they are trained.
     ///
     /// # Errors
-    /// A weight file that does not fit, targets that match nothing.
+    /// A weight file that does not fit, targets or blocks that match nothing, blocks that leave nothing.
     pub fn load(
         base: &Base,
         unet: Option<&ComponentPlan>,
@@ -51,7 +52,13 @@ impl Network {
             Some(plan) => base.text_prefixes().iter().map(|prefix| Some(injection(prefix, plan))).collect(),
         };
         let unet = unet.map(|plan| injection(base.unet_prefix(), plan));
-        Self::assemble(base, unet, text, checkpointing.into())
+        let network = Self::assemble(base, unet, text, checkpointing.into())?;
+        if network.factors.is_empty() {
+            let (problem, hint) = ("they leave no layer to train", "give some layers a `learning_rate_ratio` above 0");
+            let (problem, hint) = (problem.to_owned(), hint.to_owned());
+            return Err(Violation { key: "lora.unet.blocks".to_owned(), problem, hint }.into());
+        }
+        Ok(network)
     }
 
     /// Loads the networks with the factors of `adapter`, text encoders included.
@@ -142,29 +149,36 @@ impl Network {
         &self.schedule
     }
 
-    /// Forward and backward of one micro-batch; `loss_scale` multiplies the gradients.
+    /// Forward and backward of one micro-batch, without what its dropout leaves out; `loss_scale` multiplies the gradients.
     ///
     /// # Errors
     /// If shapes do not fit.
     pub fn run(&self, batch: &MicroBatch, text: &Text, loss_scale: f64) -> Result<Outcome, TrainError> {
-        batch.run(&self.unet, &self.conditioning(text)?, &self.schedule, self.checkpointing, loss_scale)
+        with_dropout(batch.dropout, || {
+            batch.run(&self.unet, &self.conditioning(text)?, &self.schedule, self.checkpointing, loss_scale)
+        })
     }
 
     /// Forward and backward of the prior: the same noisy latents under another `text`, for which the adapted network
-    /// must predict what the frozen base predicts.
+    /// must predict what the frozen base predicts. Distances are squared and every timestep counts the same, whatever the loss
+    /// of the images: what is compared are two predictions, in neither of which there is noise that could not be known.
     ///
     /// # Errors
     /// If shapes do not fit.
     pub fn run_prior(&self, batch: &MicroBatch, text: &Text, loss_scale: f64) -> Result<Outcome, TrainError> {
-        let noisy = self.schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?;
+        let noisy = batch.noisy(&self.schedule)?;
         let base = ops::without_graph(|| {
             without_factors(|| -> Result<Tensor, TrainError> {
                 let conditioning = self.conditioning(text)?;
                 Ok(self.unet.forward(&noisy, &batch.times(), &conditioning, Checkpointing::None)?)
             })
         })?;
-        let prediction = self.unet.forward(&noisy, &batch.times(), &self.conditioning(text)?, self.checkpointing)?;
-        batch.compare(&prediction, &base, loss_scale)
+        let plain = MicroBatch { loss: LossConfig::default(), ..batch.clone() };
+        with_dropout(batch.dropout.map(|dropout| Dropout { term: LossTerm::Prior, ..dropout }), || {
+            let prediction =
+                self.unet.forward(&noisy, &batch.times(), &self.conditioning(text)?, self.checkpointing)?;
+            plain.compare(&prediction, &base, &self.schedule, loss_scale)
+        })
     }
 
     fn conditioning(&self, text: &Text) -> Result<Conditioning, TrainError> {
@@ -200,20 +214,22 @@ pub(crate) fn encode_chunks(
 /// A ~ U(-1/sqrt(fan in), 1/sqrt(fan in)), which is what `kaiming_uniform(a = sqrt 5)` amounts to, and B = 0: the first
 /// step is the base, whatever the seed.
 fn new_factors(prefix: &str, plan: &ComponentPlan, seed: u64) -> Injection {
-    let (rank, alpha) = (plan.rank, plan.alpha as f32);
-    let initialize = move |module: &str, shape: LayerShape| {
+    let of_block = plan.clone();
+    let initialize = move |module: &str, shape: LayerShape, block: Option<usize>| {
+        let block = block.map(|i| &of_block.blocks[i]);
+        if block.is_some_and(|block| block.learning_rate_ratio == 0.0) {
+            return None;
+        }
+        let (rank, alpha) = block.map_or((of_block.rank, of_block.alpha), |block| (block.rank, block.alpha));
         let (down, up) = shape.factor_shapes(rank);
         let fan_in: usize = down[1..].iter().product();
         let bound = 1.0 / (fan_in as f32).sqrt();
         let draw = Draw::new(seed, 0, 0, Purpose::factor_init(module));
-        FactorValues {
-            down: draw.uniform(-bound, bound, rank * fan_in),
-            up: vec![0.0; up.iter().product()],
-            alpha,
-            rank,
-        }
+        let (down, up) = (draw.uniform(-bound, bound, rank * fan_in), vec![0.0; up.iter().product()]);
+        Some(FactorValues { down, up, alpha: alpha as f32, rank })
     };
-    Injection::new(prefix, plan.targets.clone().into(), Box::new(initialize))
+    let blocks = plan.blocks.iter().map(|block| block.layers.clone()).collect();
+    Injection::by_block(prefix, plan.targets.clone().into(), blocks, Box::new(initialize))
 }
 
 impl From<Targets> for loralei_model::Targets {

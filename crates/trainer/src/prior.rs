@@ -6,10 +6,10 @@ use std::path::Path;
 
 use loralei_data::{with_class_word, without_trigger};
 
-use crate::data_config::PriorCaptions;
-use crate::data_plan::{DataPlan, PriorPlan, PriorTerm};
+use crate::config::PriorCaptions;
 use crate::encoded::EncodedImages;
 use crate::error::TrainError;
+use crate::plan::{DataPlan, PriorPlan, PriorTerm};
 
 /// Things that have nothing to do with most subjects.
 pub(crate) const UNRELATED: [&str; 8] = [

@@ -1,6 +1,5 @@
 //! The adapter's file: the factors in kohya's keys, and in its metadata what they are and how they were made.
 
-use loralei_adapter::keys::Component;
 use loralei_adapter::{Adapter, BaseVersion, CheckpointHashes, DatasetFolder, SaveDtype, TrainingFacts, session_id};
 use loralei_data::{Role, tag_counts};
 use loralei_model::{AdapterSet, Base, Prediction};
@@ -13,11 +12,6 @@ use crate::error::TrainError;
 use crate::event::Event;
 use crate::plan::Plan;
 use crate::training_images::TrainingImages;
-
-/// Where the adapter of a run goes.
-pub(crate) fn adapter_path(plan: &Plan) -> PathBuf {
-    plan.output_folder.join(format!("{}.safetensors", plan.output_name))
-}
 
 /// The file that a run left.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,22 +32,44 @@ pub(crate) struct AdapterFile<'a> {
     pub(crate) base: &'a Base,
     pub(crate) images: &'a TrainingImages,
     pub(crate) encoded: &'a EncodedImages,
-    pub(crate) resolved_toml: &'a str,
+    /// All settings, for the id of the training session.
+    pub(crate) settings: &'a str,
 }
 
-impl AdapterFile<'_> {
-    /// Writes the file, reads it back and checks that something was learned.
-    pub(crate) fn write(
-        &self,
-        factors: &AdapterSet,
-        events: &mut dyn FnMut(Event),
-    ) -> Result<WrittenAdapter, TrainError> {
-        let mut adapter = factors.to_adapter()?;
-        adapter.metadata = self.facts().to_metadata();
+impl WrittenAdapter {
+    /// Whether something was learned, in every module, and whether other programs will load all of it.
+    ///
+    /// # Errors
+    /// A file that cannot be read any more.
+    pub(crate) fn check(&self, events: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let adapter = Adapter::read(&self.path)?;
         for issue in adapter.portability_issues() {
             events(Event::Warning { message: issue.to_string() });
         }
-        let path = adapter_path(self.plan);
+        let idle = adapter.modules_that_never_moved();
+        if let Some(first) = idle.first() {
+            let message =
+                format!("{} of {} modules learned nothing, first `{first}`", idle.len(), adapter.modules.len());
+            events(Event::Warning { message });
+        }
+        Ok(())
+    }
+}
+
+impl AdapterFile<'_> {
+    /// Writes the factors after `step` steps to `path` and reads the file back.
+    ///
+    /// # Errors
+    /// A disk that cannot be written, numbers that the file's type cannot hold.
+    pub(crate) fn write(
+        &self,
+        factors: &AdapterSet,
+        step: u64,
+        path: PathBuf,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<WrittenAdapter, TrainError> {
+        let mut adapter = factors.to_adapter()?;
+        adapter.metadata = self.facts(step, &path).to_metadata();
         adapter.write(
             &path,
             match self.plan.precision {
@@ -62,13 +78,6 @@ impl AdapterFile<'_> {
                 Dtype::F32 => SaveDtype::F32,
             },
         )?;
-        let written = Adapter::read(&path)?;
-        let idle = written.modules_that_never_moved();
-        if let Some(first) = idle.first() {
-            let message =
-                format!("{} of {} modules learned nothing, first `{first}`", idle.len(), written.modules.len());
-            events(Event::Warning { message });
-        }
         let num_bytes = std::fs::metadata(&path).map(|data| data.len());
         let num_bytes = num_bytes.map_err(|source| TrainError::Disk { path: path.clone(), source })?;
         let num_parameters = adapter.modules.values().map(|m| m.down.data.len() + m.up.data.len()).sum();
@@ -77,26 +86,26 @@ impl AdapterFile<'_> {
         Ok(WrittenAdapter { path, num_bytes, num_modules, num_parameters })
     }
 
-    fn facts(&self) -> TrainingFacts {
+    fn facts(&self, step: u64, path: &Path) -> TrainingFacts {
         let Plan { seed, steps, batch_size, accumulate, .. } = *self.plan;
         let plan = self.plan;
         let sizes: Vec<((u64, u64), u64)> = self.encoded.sizes().into_iter().map(size_and_count).collect();
         let num_images = sizes.iter().map(|(_, count)| count).sum();
         let batches_per_epoch = self.encoded.batches_per_epoch().max(1);
-        let epochs = (steps * accumulate as u64).div_ceil(batches_per_epoch);
+        let epochs = |steps: u64| (steps * accumulate as u64).div_ceil(batches_per_epoch);
         let (width_px, height_px) = plan.data.largest_px();
         let lora = plan.unet.as_ref().or(plan.text_encoder.as_ref());
         let hashes = self.base.unet_file().and_then(|path| CheckpointHashes::of_file(&path).ok());
         let folder_name = last_name(plan.data.first_folder());
-        let adamw = plan.adamw;
         TrainingFacts {
-            output_name: plan.output_name.clone(),
-            session_id: Some(session_id(self.resolved_toml.as_bytes())),
+            // The stem of the file is what people write in a prompt.
+            output_name: path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
+            session_id: Some(session_id(self.settings.as_bytes())),
             seed,
-            steps,
+            steps: step,
             max_train_steps: steps,
-            epoch: epochs,
-            num_epochs: epochs,
+            epoch: epochs(step),
+            num_epochs: epochs(steps),
             num_batches_per_epoch: batches_per_epoch,
             gradient_accumulation_steps: accumulate as u64,
             gradient_checkpointing: plan.checkpointing == Checkpointing::Block,
@@ -106,6 +115,7 @@ impl AdapterFile<'_> {
                 Dtype::F16 => "fp16".into(),
             }),
             num_train_images: num_images,
+            num_validation_images: Some(self.images.validation.len() as u64).filter(|count| *count > 0),
             batch_size_per_device: batch_size as u64,
             total_batch_size: batch_size as u64,
             resolution_px: (width_px as u64, height_px as u64),
@@ -127,17 +137,19 @@ impl AdapterFile<'_> {
                 ScheduleKind::Constant => "constant".into(),
                 ScheduleKind::Cosine => "cosine".into(),
                 ScheduleKind::Linear => "linear".into(),
+                ScheduleKind::Restarts => "cosine_with_restarts".into(),
+                ScheduleKind::Polynomial => "polynomial".into(),
             },
             lr_warmup_steps: plan.schedule.warmup_steps,
-            optimizer: format!(
-                "AdamW(betas=({}, {}),eps={},weight_decay={})",
-                adamw.beta1, adamw.beta2, adamw.eps, adamw.weight_decay
-            ),
-            max_grad_norm: plan.max_grad_norm.unwrap_or(0.0),
+            optimizer: plan.optimizer.settings.to_string(),
+            max_grad_norm: plan.optimizer.max_grad_norm.unwrap_or(0.0),
+            scale_weight_norms: plan.optimizer.max_norm,
             prior_loss_weight: plan.prior.as_ref().map_or(1.0, |prior| prior.weight),
-            loss_type: "l2".into(),
             trigger_phrase: plan.data.trigger.clone(),
-            ..TrainingFacts::default()
+            author: plan.card.author.clone(),
+            description: plan.card.description.clone(),
+            license: plan.card.license.clone(),
+            ..plan.objective_facts()
         }
     }
 
@@ -182,13 +194,6 @@ fn last_name(path: &Path) -> String {
 }
 
 impl Plan {
-    /// The full learning rate of the factor under `key`, before the schedule.
-    pub(crate) fn learning_rate_of(&self, key: &str) -> f64 {
-        let is_text = Component::of_module(key).is_some_and(Component::is_text_encoder);
-        let component = if is_text { &self.text_encoder } else { &self.unet };
-        component.as_ref().map_or(0.0, |component| component.learning_rate)
-    }
-
     /// The full learning rate that progress shows: the U-Net's, or the text encoder's if it trains alone.
     pub(crate) fn learning_rate(&self) -> f64 {
         self.unet.as_ref().or(self.text_encoder.as_ref()).map_or(0.0, |component| component.learning_rate)

@@ -8,20 +8,18 @@ use loralei_model::ops::OpTimes;
 use loralei_model::{DeviceSession, Draw, NumberTypes, Purpose, UnetConfig, UnetCost, ops, peak_device_bytes};
 use std::time::Instant;
 
-use crate::adamw::AdamWSettings;
 use crate::config::{Checkpointing, Compute, Dtype, Ops, Targets, WeightDtype};
 use crate::error::TrainError;
 use crate::gradient_tree::GradientTree;
 use crate::memory::peak_resident_bytes;
 use crate::network::{Network, Text, tensor};
 use crate::objective::MicroBatch;
-use crate::plan::ComponentPlan;
+use crate::optimizer::FactorRates;
+use crate::plan::{ComponentPlan, OptimizerPlan};
 use crate::update::{StepUnderWay, Update};
 
 /// Tokens of the text, as CLIP has them.
 const TOKENS: usize = 77;
-/// The largest gradient norm: what the default of a run is.
-const MAX_GRAD_NORM: f64 = 1.0;
 const LEARNING_RATE: f64 = 1e-4;
 
 /// What is to be measured.
@@ -125,11 +123,13 @@ impl StepBench {
             rank: self.rank,
             alpha: self.rank as f64,
             learning_rate: LEARNING_RATE,
+            blocks: Vec::new(),
         };
         let dtype = self.dtype.into();
         let types = self.number_types(device)?;
         let network = Network::random(&self.unet, &plan, types, device, self.checkpointing.into())?;
-        let mut update = Update::new(&network, AdamWSettings::default(), Some(MAX_GRAD_NORM), dtype);
+        let rates = FactorRates::uniform(network.factors().vars().keys(), LEARNING_RATE);
+        let mut update = Update::new(&OptimizerPlan::default(), rates, network.factors(), device, dtype)?;
         let shape = (self.batch, self.unet.in_channels, self.latent, self.latent);
         let latents = normal(shape, 0, Purpose::LatentSample, DType::F32, device)?;
         let context = (self.batch, TOKENS, self.unet.cross_attention_dim.at(0));
@@ -172,20 +172,16 @@ impl StepBench {
         update: &mut Update,
     ) -> Result<StepUnderWay, TrainError> {
         let last = network.schedule().num_timesteps() as i64;
-        let batch = MicroBatch {
-            latents: latents.clone(),
-            noise: normal(latents.shape(), step, Purpose::Noise, DType::F32, latents.device())?,
-            timesteps: Draw::new(0, step, 0, Purpose::Timesteps).integers(0..last, self.batch),
-            loss_mask: None,
-            sample_weight: None,
-        };
+        let noise = normal(latents.shape(), step, Purpose::Noise, DType::F32, latents.device())?;
+        let timesteps = Draw::new(0, step, 0, Purpose::Timesteps).integers(0..last, self.batch);
+        let batch = MicroBatch::new(latents.clone(), noise, timesteps);
         let outcome = network.run(&batch, text, update.loss_scale().factor())?;
         let mut gradients = network.factors().take_gradients(&outcome.gradients)?;
         update.loss_scale().remove(&mut gradients)?;
         let mut tree = GradientTree::new();
         tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
         let summed = tree.finish()?.ok_or(TrainError::StepWeight { weight: 0.0 })?;
-        update.apply(step, summed, LEARNING_RATE, |_| LEARNING_RATE)
+        update.apply(step, summed, 1.0)
     }
 }
 

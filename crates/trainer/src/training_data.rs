@@ -1,10 +1,11 @@
 //! All that a run learns from: encoded images and captions, and which of them each micro-batch sees, as a function of the
 //! seed and the place in the run.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use loralei_data::{Dataset, Role, Size, Source};
-use loralei_model::{Base, Draw, Purpose};
+use loralei_model::{Base, Draw, Dropout, LossTerm, Purpose};
 
 use crate::captions::{Captions, Wanted};
 use crate::class_images::with_class_images;
@@ -13,11 +14,13 @@ use crate::encoded::{EncodedData, EncodedImages, Encoding, Latents};
 use crate::encoded_store::EncodedStore;
 use crate::error::{TrainError, Violation};
 use crate::event::Event;
-use crate::network::{Text, tensor};
+use crate::network::Text;
+use crate::noise::Noise;
 use crate::objective::MicroBatch;
 use crate::plan::Plan;
 use crate::prior::prior_captions;
 use crate::training_images::TrainingImages;
+use crate::validation::validation_captions;
 
 /// The data of a run, encoded.
 pub struct TrainingData {
@@ -34,14 +37,21 @@ struct Purposes {
     latent_sample: Purpose,
     noise: Purpose,
     timesteps: Purpose,
+    /// And all others.
+    term: LossTerm,
 }
 
-const OF_SUBJECT: Purposes =
-    Purposes { latent_sample: Purpose::LatentSample, noise: Purpose::Noise, timesteps: Purpose::Timesteps };
+const OF_SUBJECT: Purposes = Purposes {
+    latent_sample: Purpose::LatentSample,
+    noise: Purpose::Noise,
+    timesteps: Purpose::Timesteps,
+    term: LossTerm::Subject,
+};
 const OF_CLASS: Purposes = Purposes {
     latent_sample: Purpose::PriorLatentSample,
     noise: Purpose::PriorNoise,
     timesteps: Purpose::PriorTimesteps,
+    term: LossTerm::Prior,
 };
 
 impl TrainingData {
@@ -54,6 +64,7 @@ impl TrainingData {
         base: &Base,
         events: &mut dyn FnMut(Event),
     ) -> Result<(TrainingImages, Self), TrainError> {
+        plan.check_objective(&base.noise_schedule())?;
         let images = read_images(plan, base, events)?;
         let data = encode(plan, base, &images, events)?;
         Ok((images, data))
@@ -71,8 +82,23 @@ impl TrainingData {
         num_timesteps: usize,
     ) -> Result<(MicroBatch, Text), TrainError> {
         let index = step * plan.accumulate as u64 + micro;
-        let draw = |purpose| Draw::new(plan.seed, step, micro, purpose);
-        self.micro_batch(&self.images.subject, index, draw, &OF_SUBJECT, num_timesteps)
+        self.micro_batch(plan, &self.images.subject, index, (step, micro), &OF_SUBJECT, num_timesteps)
+    }
+
+    /// The images that `step` sees, each once, those of the class too.
+    pub fn paths(&self, plan: &Plan, step: u64) -> Vec<PathBuf> {
+        let subject =
+            (0..plan.accumulate as u64).map(|micro| (&self.images.subject, step * plan.accumulate as u64 + micro));
+        let of_class = plan.class_batches(step).into_iter().map(|index| (&self.images.class, index));
+        let mut paths: Vec<PathBuf> = subject
+            .chain(of_class)
+            .flat_map(|(images, index)| {
+                images.shown(index).into_iter().map(|shown| images.path(shown.image).to_owned())
+            })
+            .collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths
     }
 
     /// The same of class images: micro-batch number `index` of them.
@@ -87,8 +113,7 @@ impl TrainingData {
         micro: u64,
         num_timesteps: usize,
     ) -> Result<(MicroBatch, Text), TrainError> {
-        let draw = |purpose| Draw::new(plan.seed, step, micro, purpose);
-        self.micro_batch(&self.images.class, index, draw, &OF_CLASS, num_timesteps)
+        self.micro_batch(plan, &self.images.class, index, (step, micro), &OF_CLASS, num_timesteps)
     }
 
     /// `b` captions of the prior, of which there must be some.
@@ -103,18 +128,28 @@ impl TrainingData {
 
     fn micro_batch(
         &self,
+        plan: &Plan,
         images: &EncodedImages,
         index: u64,
-        draw: impl Fn(Purpose) -> Draw,
+        (step, micro_batch): (u64, u64),
         purposes: &Purposes,
         num_timesteps: usize,
     ) -> Result<(MicroBatch, Text), TrainError> {
+        let (seed, term, rates) = (plan.seed, purposes.term, plan.dropout);
+        let draw = |purpose| Draw::new(seed, step, micro_batch, purpose);
         let shown = images.shown(index);
         let Latents { latents, loss_mask, sample_weight } =
             self.images.latents(images, &shown, draw(purposes.latent_sample))?;
-        let noise = tensor(draw(purposes.noise).standard_normal(latents.elem_count()), latents.shape())?;
-        let timesteps = draw(purposes.timesteps).integers(0..num_timesteps as i64, shown.len());
-        let batch = MicroBatch { latents, noise, timesteps, loss_mask, sample_weight: Some(sample_weight) };
+        let Noise { noise, input_noise } = plan.noise.of(&latents, purposes.noise, term, draw)?;
+        let timesteps = draw(purposes.timesteps).integers(plan.noise.timesteps(num_timesteps), shown.len());
+        let batch = MicroBatch {
+            loss_mask,
+            sample_weight: Some(sample_weight),
+            input_noise,
+            loss: plan.loss,
+            dropout: (!rates.are_zero()).then_some(Dropout { rates, seed, step, micro_batch, term }),
+            ..MicroBatch::new(latents, noise, timesteps)
+        };
         let captions: Vec<&str> = shown.iter().map(|shown| shown.caption.as_str()).collect();
         Ok((batch, self.captions.text(&captions)?))
     }
@@ -128,8 +163,11 @@ fn read_images(plan: &Plan, base: &Base, events: &mut dyn FnMut(Event)) -> Resul
     };
     let sources = plan.data.sources(base.size_multiple_px());
     let sources = with_class_images(plan, base, sources, num_class_images, events)?;
-    let images = TrainingImages::read(sources, &plan.data, events)?;
-    for picture in images.subject.iter().chain(&images.class) {
+    let mut images = TrainingImages::read(sources, &plan.data, events)?;
+    if let Some(validation) = &plan.validation {
+        images.set_apart(&validation.measured_on, &plan.data, plan.seed, events)?;
+    }
+    for picture in images.subject.iter().chain(&images.class).chain(&images.validation) {
         let Size { width_px, height_px } = picture.assigned.bucket;
         base.check_size(width_px as usize, height_px as usize)?;
     }
@@ -165,7 +203,9 @@ fn encode(
     let prior_captions = prior_captions(plan.prior.as_ref(), &plan.data, &encoded.subject)?;
     let mut others = prior_captions.clone();
     others.extend(encoded.class.first_captions());
-    let num_batches = plan.steps.saturating_mul(plan.accumulate as u64);
+    others.extend(validation_captions(plan, &encoded));
+    let steps = plan.steps_of(encoded.subject.batches_per_epoch());
+    let num_batches = steps.saturating_mul(plan.accumulate as u64);
     let wanted = Wanted::of(&encoded.subject, num_batches, &others);
     let learns = plan.text_encoder.is_some();
     let captions = Captions::new(base, &wanted, plan.data.num_chunks, learns, &store, &computed_by, events)?;

@@ -1,11 +1,15 @@
 //! The images of a run, before any network is loaded: what the sources hold, at which size each is trained, and what cannot
 //! be used.
 
-use loralei_data::{Depth, Inspection, Picture, Place, Role, Source};
+use std::collections::BTreeSet;
+use std::path::Path;
 
-use crate::data_plan::DataPlan;
-use crate::error::TrainError;
+use loralei_data::{ContentHash, Depth, Inspection, Picture, Place, Role, Source};
+
+use crate::error::{TrainError, Violation};
 use crate::event::Event;
+use crate::hold_out::held_out;
+use crate::plan::{DataPlan, MeasuredOn};
 
 /// Most lines of one kind that are said; `loralei dataset check` lists all.
 const MOST_LINES: usize = 10;
@@ -18,7 +22,9 @@ pub struct TrainingImages {
     pub subject: Vec<Picture>,
     /// Images of the class.
     pub class: Vec<Picture>,
-    /// The folders that they lie in.
+    /// Images of the subject that are measured on and not learned from; none if it is measured on those that are.
+    pub validation: Vec<Picture>,
+    /// The folders that those lie in that are learned from.
     pub places: Vec<Place>,
 }
 
@@ -46,13 +52,76 @@ impl TrainingImages {
         let (class, subject): (Vec<_>, Vec<_>) =
             pictures.into_iter().partition(|picture| picture.sample.role == Role::Class);
         if subject.is_empty() {
-            let path = plan.first_folder().to_owned();
+            let path = sources.first().map(|source| source.path.clone()).unwrap_or_default();
             let num_skipped = found.skipped.len() + unreadable.len();
             return Err(loralei_data::DataError::NoImages { path, num_skipped }.into());
         }
-        let images = Self { sources, subject, class, places: found.places };
+        let images = Self { sources, subject, class, validation: Vec::new(), places: found.places };
         images.say(events);
         Ok(images)
+    }
+
+    /// Sets apart what validation is measured on.
+    ///
+    /// # Errors
+    /// A part of the images that would be all of them or none; a folder that [`TrainingImages::read`] refuses.
+    pub(crate) fn set_apart(
+        &mut self,
+        measured_on: &MeasuredOn,
+        plan: &DataPlan,
+        seed: u64,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<(), TrainError> {
+        match measured_on {
+            MeasuredOn::Training => Ok(()),
+            MeasuredOn::HeldOut(share) => self.hold_out(*share, seed, events),
+            MeasuredOn::Folder(folder) => self.measure_on(folder, plan, events),
+        }
+    }
+
+    fn hold_out(&mut self, share: f64, seed: u64, events: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let contents: Vec<ContentHash> = self.subject.iter().map(|picture| picture.surveyed.content).collect();
+        let Some(held) = held_out(seed, &contents, share) else {
+            let problem = "there are no two different images, one to learn from and one to measure on";
+            let hint = "set it to 0, or name a folder with `validation.images`";
+            return Err(
+                Violation { key: "validation.hold_out".into(), problem: problem.into(), hint: hint.into() }.into()
+            );
+        };
+        let mut held = held.into_iter();
+        let is_held = |_: &mut Picture| held.next().unwrap_or_default();
+        self.validation = self.subject.extract_if(.., is_held).collect();
+        for Picture { sample, .. } in &self.validation {
+            let holds = |place: &&mut Place| {
+                place.source == sample.source && sample.path.parent() == Some(place.path.as_path())
+            };
+            if let Some(place) = self.places.iter_mut().find(holds) {
+                place.num_images -= 1;
+            }
+        }
+        let names = self.validation.iter().take(MOST_LINES).filter_map(|picture| picture.sample.path.file_name());
+        let names: Vec<String> = names.map(|name| format!("`{}`", name.to_string_lossy())).collect();
+        let (count, dots) = (self.validation.len(), if self.validation.len() > MOST_LINES { ", ..." } else { "" });
+        let message = format!("kept from training for validation: {count} images: {}{dots}", names.join(", "));
+        events(Event::Note { message });
+        Ok(())
+    }
+
+    /// Measures on the images of `folder`, under the rules of the first source.
+    fn measure_on(&mut self, folder: &Path, plan: &DataPlan, events: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let Some(model) = self.sources.iter().find(|source| source.role == Role::Subject) else { return Ok(()) };
+        let source = Source { path: folder.to_owned(), repeats: None, flip: false, ..model.clone() };
+        let Self { mut subject, .. } = Self::read(vec![source.clone()], plan, events)?;
+        let learned: BTreeSet<ContentHash> = self.subject.iter().map(|picture| picture.surveyed.content).collect();
+        let num_learned = subject.iter().filter(|picture| learned.contains(&picture.surveyed.content)).count();
+        if num_learned > 0 {
+            let message = format!("{num_learned} images of `validation.images` are learned from as well");
+            events(Event::Warning { message });
+        }
+        subject.iter_mut().for_each(|picture| picture.sample.source = self.sources.len());
+        self.sources.push(source);
+        self.validation = subject;
+        Ok(())
     }
 
     fn say(&self, events: &mut dyn FnMut(Event)) {

@@ -3,14 +3,17 @@
 //! On a card nothing of it waits for the result: loss and norm stay on the device until they are read, and meanwhile the
 //! processor makes the next batch ready.
 
+use std::path::PathBuf;
+
 use candle_core::Device;
 
-use crate::data_plan::PriorTerm;
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients, StepGradient};
 use crate::network::Network;
 use crate::objective::{MicroBatch, Outcome};
+use crate::optimizer::OptimizerState;
 use crate::plan::Plan;
+use crate::plan::PriorTerm;
 use crate::training_data::TrainingData;
 use crate::update::{StepUnderWay, Update};
 
@@ -23,20 +26,40 @@ pub(crate) struct TrainingStep<'a> {
 }
 
 impl<'a> TrainingStep<'a> {
-    pub(crate) fn new(plan: &'a Plan, network: &'a Network, data: &'a TrainingData) -> Self {
-        let update = Update::new(network, plan.adamw, plan.max_grad_norm, plan.dtype.into());
-        Self { plan, network, data, update }
+    pub(crate) fn new(plan: &'a Plan, network: &'a Network, data: &'a TrainingData) -> Result<Self, TrainError> {
+        let (factors, dtype) = (network.factors(), plan.dtype.into());
+        let path_of = |key: &str| factors.path_of(key).unwrap_or_default().to_owned();
+        let rates = plan.factor_rates(factors.vars().into_keys().map(|key| (key.clone(), path_of(&key))));
+        let update = Update::new(&plan.optimizer, rates, factors, network.device(), dtype)?;
+        Ok(Self { plan, network, data, update })
+    }
+
+    pub(crate) fn update(&self) -> &Update {
+        &self.update
     }
 
     pub(crate) fn device(&self) -> &Device {
         self.network.device()
     }
 
+    /// The optimizer's state.
+    pub(crate) fn state(&self) -> OptimizerState {
+        self.update.state()
+    }
+
+    /// Goes on from the optimizer's state.
+    pub(crate) fn load(&mut self, state: OptimizerState) -> Result<(), TrainError> {
+        self.update.load(state)
+    }
+
+    /// The images that `step` sees.
+    pub(crate) fn images_of(&self, step: u64) -> Vec<PathBuf> {
+        self.data.paths(self.plan, step)
+    }
+
     pub(crate) fn step(&mut self, step: u64) -> Result<StepUnderWay, TrainError> {
         let summed = self.summed_gradient(step)?;
-        let ratio = self.plan.schedule.ratio(step);
-        let learning_rate = ratio * self.plan.learning_rate();
-        self.update.apply(step, summed, learning_rate, |key| ratio * self.plan.learning_rate_of(key))
+        self.update.apply(step, summed, self.plan.schedule.ratio(step))
     }
 
     fn summed_gradient(&self, step: u64) -> Result<StepGradient, TrainError> {
@@ -79,7 +102,7 @@ impl<'a> TrainingStep<'a> {
                 self.network.run_prior(&everywhere, &text, loss_scale)?
             }
             PriorTerm::Images { .. } => {
-                let index = step / prior.every_steps * self.plan.accumulate as u64 + micro;
+                let index = self.plan.class_batches(step)[micro as usize];
                 let num_timesteps = self.network.schedule().num_timesteps();
                 let (batch, text) = self.data.class(self.plan, index, step, micro, num_timesteps)?;
                 self.network.run(&batch.to_device(self.device())?, &text, loss_scale)?
@@ -91,5 +114,43 @@ impl<'a> TrainingStep<'a> {
             *sum = (&*sum + (gradient * scale)?)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ConfigLayers;
+    use candle_core::DType;
+    use loralei_model::{Base, BaseSource};
+    use std::path::Path;
+
+    #[test]
+    fn latents_that_are_not_finite_stop_the_first_step_that_sees_them_and_it_names_them() {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let images = repository.join("datasets/octopus");
+        let mut layers = ConfigLayers::new();
+        layers.set_text("data.images", &images.display().to_string()).unwrap();
+        for set in ["data.size_px=32", "data.cache=off", "train.batch_size=2", "train.accumulate=2"] {
+            layers.set(set).unwrap();
+        }
+        let plan = Plan::new(&layers.resolve().unwrap().config).unwrap();
+        let folder = repository.join("tests/golden/sd1/base");
+        let base = Base::open(BaseSource::Folder(folder), None, DType::F32, &Device::Cpu).unwrap();
+        let (_, data) = TrainingData::prepare(&plan, &base, &mut |_| ()).unwrap();
+        let network = Network::load(&base, plan.unet.as_ref(), None, plan.seed, plan.checkpointing).unwrap();
+        let mut training = TrainingStep::new(&plan, &network, &data).unwrap();
+
+        let spoiled = data.images.subject.path(3).to_owned();
+        data.images.spoil(3);
+        let (mut step, mut factors) = (0, network.factors().to_adapter().unwrap());
+        while !training.images_of(step).contains(&spoiled) {
+            training.step(step).unwrap();
+            (step, factors) = (step + 1, network.factors().to_adapter().unwrap());
+        }
+        let error = training.step(step).err().unwrap();
+        assert!(error.is_non_finite_step(), "{error}");
+        assert_eq!(network.factors().to_adapter().unwrap(), factors);
+        assert!(step < 8, "an epoch has {} micro-batches", data.images.subject.batches_per_epoch());
     }
 }

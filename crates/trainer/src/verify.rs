@@ -10,12 +10,12 @@ use loralei_model::{DeviceChoice, DeviceSession, Prediction};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::adamw::{AdamW, AdamWSettings};
 use crate::config::{Checkpointing, Compute, Dtype, Ops, WeightDtype};
 use crate::error::TrainError;
 use crate::gradient_tree::{GradientTree, Gradients};
 use crate::network::{Network, Text, tensor};
 use crate::objective::MicroBatch;
+use crate::optimizer::{AdamWSettings, Optimizer, OptimizerSettings};
 
 /// What `verify step` is asked for.
 pub struct StepVerification<'a> {
@@ -79,7 +79,8 @@ impl StepVerification<'_> {
         let network = Network::with_adapter(&base, &adapter, self.checkpointing.into())?;
         batches.check(base.text_encoder_positions(), network.schedule().num_timesteps())?;
         let factors = network.factors().vars();
-        let mut adamw = AdamW::new(AdamWSettings { weight_decay: self.weight_decay, ..AdamWSettings::default() });
+        let adamw = AdamWSettings { weight_decay: self.weight_decay, ..AdamWSettings::default() };
+        let mut optimizer = Optimizer::new(OptimizerSettings::AdamW(adamw));
         let mut first: Option<(Tensor, Gradients)> = None;
         let mut losses = Vec::with_capacity(batches.steps);
         for step in 0..batches.steps {
@@ -89,7 +90,7 @@ impl StepVerification<'_> {
             let mut tree = GradientTree::new();
             tree.push(gradients, outcome.weighted_loss, outcome.weight)?;
             let Some(summed) = tree.finish()? else { break };
-            adamw.step(&factors, &summed.gradients, |_| self.learning_rate)?;
+            optimizer.step(&factors, &summed.gradients, 1.0, |_| self.learning_rate)?;
             losses.push(summed.loss()? as f32);
             first.get_or_insert((outcome.prediction, summed.gradients));
             progress(step as u64 + 1, batches.steps as u64);
@@ -202,12 +203,11 @@ impl<'a> Batches<'a> {
         let part = |values: &[f32], len: usize| values[step * len..(step + 1) * len].to_vec();
         let maps = |values: &[f32], c: usize| tensor(part(values, b * c * h * w), (b, c, h, w));
         let ids = self.input_ids[step * b * tokens..(step + 1) * b * tokens].to_vec();
+        let timesteps = self.timesteps[step * b..(step + 1) * b].to_vec();
         let batch = MicroBatch {
-            latents: maps(&self.latents, 4)?,
-            noise: maps(&self.noise, 4)?,
-            timesteps: self.timesteps[step * b..(step + 1) * b].to_vec(),
             loss_mask: self.loss_mask.as_ref().map(|mask| maps(mask, 1)).transpose()?,
             sample_weight: self.sample_weight.as_ref().map(|weights| part(weights, b)),
+            ..MicroBatch::new(maps(&self.latents, 4)?, maps(&self.noise, 4)?, timesteps)
         };
         Ok((batch, Text::Tokens(vec![Tensor::from_vec(ids, (b, tokens), &Device::Cpu)?])))
     }

@@ -60,13 +60,8 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
 
 /// The prediction at one place, by the door that training uses.
 fn prediction(network: &Network, probes: &LeakProbes, place: usize, text: &Text) -> Vec<f32> {
-    let batch = MicroBatch {
-        latents: probes.latents.narrow(0, place, 1).unwrap(),
-        noise: probes.noise.narrow(0, place, 1).unwrap(),
-        timesteps: vec![probes.timesteps[place]],
-        loss_mask: None,
-        sample_weight: None,
-    };
+    let at = |all: &Tensor| all.narrow(0, place, 1).unwrap();
+    let batch = MicroBatch::new(at(&probes.latents), at(&probes.noise), vec![probes.timesteps[place]]);
     numbers(&network.run(&batch, text, 1.0).unwrap().prediction)
 }
 

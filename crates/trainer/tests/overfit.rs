@@ -4,8 +4,8 @@
 use candle_core::{DType, Device};
 use loralei_model::{Base, BaseSource};
 use loralei_trainer::{
-    AdamW, AdamWSettings, Checkpointing, ComponentPlan, ConfigLayers, GradientTree, MicroBatch, Network, Plan, Targets,
-    TrainingData,
+    AdamWSettings, Checkpointing, ComponentPlan, ConfigLayers, GradientTree, MicroBatch, Network, Optimizer,
+    OptimizerSettings, Plan, Targets, TrainingData,
 };
 use std::path::{Path, PathBuf};
 
@@ -34,14 +34,15 @@ fn overfitting_two_images_more_than_halves_the_loss() {
     }
     let run = Plan::new(&layers.resolve().unwrap().config).unwrap();
     let (_, data) = TrainingData::prepare(&run, &base, &mut |_| ()).unwrap();
-    let plan = ComponentPlan { targets: Targets::Full, rank: 16, alpha: 16.0, learning_rate: 1e-2 };
+    let (targets, blocks) = (Targets::Full, Vec::new());
+    let plan = ComponentPlan { targets, rank: 16, alpha: 16.0, learning_rate: 1e-2, blocks };
     let network = Network::load(&base, Some(&plan), Some(&plan), 3, Checkpointing::None).unwrap();
 
     let (batch, text) = data.subject(&run, 0, 0, 1000).unwrap();
     let batch = MicroBatch { timesteps: vec![700, 300], ..batch };
     assert_eq!(batch.latents.dims(), [2, 4, 12, 8]);
     let factors = network.factors().vars();
-    let mut adamw = AdamW::new(AdamWSettings::default());
+    let mut optimizer = Optimizer::new(OptimizerSettings::AdamW(AdamWSettings::default()));
     let mut losses = Vec::new();
     for _ in 0..200 {
         let outcome = network.run(&batch, &text, 1.0).unwrap();
@@ -49,7 +50,7 @@ fn overfitting_two_images_more_than_halves_the_loss() {
         let gradients = network.factors().take_gradients(&outcome.gradients).unwrap();
         tree.push(gradients, outcome.weighted_loss, outcome.weight).unwrap();
         let step = tree.finish().unwrap().unwrap();
-        adamw.step(&factors, &step.gradients, |_| plan.learning_rate).unwrap();
+        optimizer.step(&factors, &step.gradients, 1.0, |_| plan.learning_rate).unwrap();
         losses.push(step.loss().unwrap());
     }
     let (first, last) = (losses[0], losses[199]);

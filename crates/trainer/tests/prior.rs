@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::Adapter;
 use loralei_model::{Base, BaseSource, Checkpointing};
-use loralei_trainer::{ConfigLayers, Draw, MicroBatch, Network, Plan, Purpose, Text, train};
+use loralei_trainer::{ConfigLayers, Draw, MicroBatch, Network, Plan, Purpose, RunOptions, Text, train};
 use std::path::{Path, PathBuf};
 
 fn repository() -> PathBuf {
@@ -21,7 +21,7 @@ fn batch(seed: u64) -> MicroBatch {
         Tensor::from_vec(values, (2, 4, 12, 8), &Device::Cpu).unwrap()
     };
     let (latents, noise) = (normal(0), normal(1));
-    MicroBatch { latents, noise, timesteps: vec![120, 840], loss_mask: None, sample_weight: None }
+    MicroBatch::new(latents, noise, vec![120, 840])
 }
 
 fn text(base: &Base, captions: [&str; 2]) -> Text {
@@ -83,8 +83,8 @@ fn a_run_with_the_prior_stays_nearer_to_the_base_on_other_captions() {
         let resolved = layers.resolve().unwrap();
         let plan = Plan::new(&resolved.config).unwrap();
         let source = BaseSource::Folder(repository().join("tests/golden/sd1/base"));
-        let finished = train(&plan, &resolved.to_toml(), source, &mut |_| ()).unwrap();
-        Adapter::read(&finished.adapter.path).unwrap()
+        let ended = train(&plan, source, &RunOptions::new(&resolved), &mut |_| ()).unwrap();
+        Adapter::read(&ended.adapter().path).unwrap()
     };
     let (free, held) =
         (trained("free", &[]), trained("held", &["prior.kind=base", "prior.weight=4", "prior.every_steps=1"]));

@@ -4,8 +4,10 @@
 
 use candle_core::{DType, Device, Tensor};
 use loralei_data::RgbImage;
-use loralei_model::{Base, BaseSource};
-use loralei_trainer::{ConfigLayers, Event, MicroBatch, Plan, Text, TrainingData};
+use loralei_model::{Base, BaseSource, LossTerm};
+use loralei_trainer::{
+    ConfigLayers, Draw, Event, LossConfig, MicroBatch, Plan, Purpose, Text, TrainingData, Weighting,
+};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -299,4 +301,64 @@ fn an_image_that_breaks_off_is_left_out_and_said_or_stops_the_run() {
     let strict = place.plan(&["data.strict=true"]);
     let error = TrainingData::prepare(&strict, &base(), &mut |_| ()).err().unwrap();
     assert!(error.to_string().contains("1.png") && error.exit_code() == 3, "{error}");
+}
+
+#[test]
+fn settings_of_noise_loss_and_dropout_hold_for_images_of_the_class_too_each_with_numbers_of_its_own() {
+    let place = Place::new();
+    let class = place.0.path().join("class");
+    fs::create_dir_all(&class).unwrap();
+    for name in ["a.png", "b.png"] {
+        image(64, 64, |x, y| [x as u8, y as u8, 7]).save(class.join(name)).unwrap();
+    }
+    let class = format!("data.sources=[{{ images = {class:?}, role = \"class\" }}]");
+    let common = ["prior.kind=images", "prior.num_images=2", "data.class=thing", &class];
+    let plain = place.plan(&common);
+    let settings = ["noise.offset=0.1", "noise.input_perturbation=0.2", "noise.min_timestep=100", "lora.dropout=0.3"];
+    let more = ["noise.max_timestep=200", "loss.weighting=min-snr"];
+    let changed = place.plan(&[&common[..], &settings, &more].concat());
+    let (data, ..) = prepare(&plain);
+    let mut offsets = Vec::new();
+    for (is_class, term) in [(false, LossTerm::Subject), (true, LossTerm::Prior)] {
+        let batch = |plan: &Plan| {
+            let batch = if is_class {
+                data.class(plan, 3, 3, 0, NUM_TIMESTEPS)
+            } else {
+                data.subject(plan, 3, 0, NUM_TIMESTEPS)
+            };
+            batch.unwrap().0
+        };
+        let (before, after) = (batch(&plain), batch(&changed));
+        // Switched off, all is as it was: plain noise, all timesteps, the mean squared error.
+        let [noise, timesteps] = match term {
+            LossTerm::Subject => [Purpose::Noise, Purpose::Timesteps],
+            LossTerm::Prior => [Purpose::PriorNoise, Purpose::PriorTimesteps],
+        };
+        let draw = |purpose| Draw::new(plain.seed, 3, 0, purpose);
+        assert_eq!(numbers(&before.noise), draw(noise).standard_normal(before.noise.elem_count()));
+        assert_eq!(before.timesteps, draw(timesteps).integers(0..1000, before.timesteps.len()));
+        assert!(before.input_noise.is_none() && before.dropout.is_none() && before.loss == LossConfig::default());
+
+        assert_eq!(numbers(&before.latents), numbers(&after.latents));
+        assert!(after.timesteps.iter().all(|t| (100..200).contains(t)));
+        assert_eq!(after.loss.weighting, Weighting::MinSnr);
+        let dropout = after.dropout.unwrap();
+        assert_eq!((dropout.term, dropout.step, dropout.seed), (term, 3, changed.seed));
+        let pixels = before.noise.dim(2).unwrap() * before.noise.dim(3).unwrap();
+        let added = numbers(&(&after.noise - &before.noise).unwrap());
+        let normals = draw(Purpose::OffsetNoise(term)).standard_normal(added.len() / pixels);
+        assert!(added.iter().enumerate().all(|(i, added)| (added - 0.1 * normals[i / pixels]).abs() < 1e-6));
+        offsets.push(normals[0]);
+        let perturbed = numbers(&(after.input_noise.unwrap() - &after.noise).unwrap());
+        let normals = draw(Purpose::InputPerturbation(term)).standard_normal(perturbed.len());
+        assert!(perturbed.iter().zip(normals).all(|(perturbed, normal)| (perturbed - 0.2 * normal).abs() < 1e-6));
+    }
+    assert!((offsets[0] - offsets[1]).abs() > 1e-6);
+}
+
+#[test]
+fn what_the_base_cannot_do_is_refused_before_any_image_is_read() {
+    let plan = Place::new().plan(&["loss.weighting=v-like-noise"]);
+    let error = TrainingData::prepare(&plan, &base(), &mut |event| panic!("{event:?}")).err().unwrap();
+    assert!(error.to_string().contains("loss.weighting") && error.exit_code() == 2, "{error}");
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device};
+use loralei_data::Depth;
 use loralei_model::Base;
 use loralei_trainer::{CheckPhase, CheckedData, ConfigLayers, DataCheck, Event, Plan, ResolvedConfig};
 
@@ -26,7 +27,7 @@ pub(crate) fn check(arguments: &DatasetCheckArguments, reporter: &mut Reporter) 
         Some(base) => base.size_multiple_px(),
         None => largest_step(resolved.config.data.size_px),
     };
-    let check = DataCheck { plan: &plan, base: base.as_ref(), size_multiple_px };
+    let check = DataCheck { plan: &plan, base: base.as_ref(), size_multiple_px, depth: Depth::Pixels };
     let CheckedData { mut report, pictures } = run(&check, reporter)?;
     warnings.append(&mut report.warnings);
     report.warnings = warnings;

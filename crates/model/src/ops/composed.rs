@@ -4,7 +4,7 @@
 //! weights, tokens x tokens matrices), so training never runs it on the CPU.
 #![allow(clippy::disallowed_methods)] // the oracle is made of exactly these
 
-use super::{Activation, ConvGeometry};
+use super::{Activation, ConvGeometry, LoraScale};
 use candle_core::{D, Result, Tensor};
 
 /// See [`super::linear`].
@@ -26,10 +26,10 @@ pub fn lora_linear(
     up: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    scale: f64,
+    scale: impl Into<LoraScale>,
 ) -> Result<Tensor> {
-    let low_rank = linear(&linear(xs, &down.flatten_from(1)?, None)?, &up.flatten_from(1)?, None)?;
-    linear(xs, weight, bias)? + (low_rank * scale)?
+    let low_rank = scale.into().applied(&linear(xs, &down.flatten_from(1)?, None)?)?;
+    linear(xs, weight, bias)? + linear(&low_rank, &up.flatten_from(1)?, None)?
 }
 
 /// See [`super::conv2d`].
@@ -56,11 +56,10 @@ pub fn lora_conv2d(
     weight: &Tensor,
     bias: Option<&Tensor>,
     geometry: ConvGeometry,
-    scale: f64,
+    scale: impl Into<LoraScale>,
 ) -> Result<Tensor> {
-    let low_rank = conv2d(xs, &down.permute((0, 2, 3, 1))?, None, geometry)?;
-    let low_rank = linear(&low_rank, &up.flatten_from(1)?, None)?;
-    conv2d(xs, weight, bias, geometry)? + (low_rank * scale)?
+    let low_rank = scale.into().applied(&conv2d(xs, &down.permute((0, 2, 3, 1))?, None, geometry)?)?;
+    conv2d(xs, weight, bias, geometry)? + linear(&low_rank, &up.flatten_from(1)?, None)?
 }
 
 /// See [`super::group_norm`].

@@ -9,6 +9,7 @@ use super::kept::{Given, kept};
 use super::linear::{
     LoraGradients, LowRank, linear, lora_linear, narrow_product, summed_over_rows, transposed, with_bias,
 };
+use super::lora_scale::LoraScale;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
 use super::product::{Columns, Cores, Initial, Out, PADDING, Precision, Rows, Stored, Term, product};
 use super::taps::Taps;
@@ -32,6 +33,11 @@ impl ConvGeometry {
     pub fn same(kernel: usize) -> Self {
         Self { stride: 1, pad_before: kernel / 2, pad_after: kernel / 2 }
     }
+
+    /// Pixels of the output along an axis of so many in the input, for a kernel that fits it.
+    pub(crate) fn output(self, size: usize, kernel: usize) -> usize {
+        (size + self.pad_before + self.pad_after).saturating_sub(kernel) / self.stride.max(1) + 1
+    }
 }
 
 /// A convolution with a frozen kernel.
@@ -51,7 +57,7 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Con
     kept(frozen.multiplications(), |given, _| xs.apply_op1(FrozenConv { frozen, given }))
 }
 
-/// A convolution with a frozen kernel and a LoRA term of strength `scale` = alpha / r.
+/// A convolution with a frozen kernel and a LoRA term of strength `scale`: alpha / r, or that and a mask (b, h', w', r).
 ///
 /// `down` (A): (r, in, kh, kw), `up` (B): (out, r, 1, 1), the shapes of the file; the rest as in [`conv2d`].
 /// Gradients: `xs`, `down`, `up`.
@@ -65,16 +71,18 @@ pub fn lora_conv2d(
     weight: &Tensor,
     bias: Option<&Tensor>,
     geometry: ConvGeometry,
-    scale: f64,
+    scale: impl Into<LoraScale>,
 ) -> Result<Tensor> {
     if let Some(matrix) = as_matrix(weight, geometry)? {
         return lora_linear(xs, down, up, &matrix, bias, scale);
     }
     let frozen = Frozen::new(xs, weight, bias, geometry)?;
     let (rank, kernel) = (down.dim(0)?, frozen.taps.kernel);
+    let scale = scale.into();
     if down.dims() != [rank, frozen.taps.channels, kernel, kernel] || up.elem_count() != rank * frozen.num_out {
         bail!("LoRA factors {:?} and {:?} do not fit a kernel of shape {:?}", down.shape(), up.shape(), weight.shape());
     }
+    scale.check(frozen.taps.output_pixels(), rank)?;
     if !generic::has_kernel(xs) {
         return generic::lora_conv2d(xs, down, up, weight, bias, geometry, scale);
     }
@@ -107,8 +115,7 @@ impl Frozen {
         if kernel != kw || num_in != channels || stride == 0 || padded(height.min(width)) < kernel {
             bail!("a convolution of kernel {:?} and {geometry:?} was given {:?}", weight.shape(), xs.shape());
         }
-        let out = |size: usize| (padded(size) - kernel) / stride + 1;
-        let (out_height, out_width) = (out(height), out(width));
+        let (out_height, out_width) = (geometry.output(height, kernel), geometry.output(width, kernel));
         let taps = Taps { batch, height, width, channels, kernel, stride, pad: pad_before, out_height, out_width };
         if xs.elem_count().max(taps.output_pixels() * num_out) >= PADDING as usize {
             bail!("a convolution of {:?} is larger than its tables can say", xs.shape());
@@ -270,7 +277,7 @@ impl CustomOp1 for FrozenConv {
 struct LoraConv {
     frozen: Frozen,
     rank: usize,
-    scale: f64,
+    scale: LoraScale,
     given: Given,
     low_rank: LowRank,
 }
@@ -290,21 +297,20 @@ fn by_taps<T: Number>(down: &[T], taps: &Taps) -> Vec<T> {
 impl LoraConv {
     fn forward<T: Number>(&self, x: &[T], down: &[T], up: &[T]) -> Result<Vec<T>> {
         let down = by_taps(down, &self.frozen.taps);
-        let z = self.down(x, &down, &self.frozen.tables());
+        let z = self.down(x, &down, &self.frozen.tables())?;
         let y = self.frozen.forward(x, Some((&z, up)))?;
         self.low_rank.keep(z);
         Ok(y)
     }
 
-    /// s times the convolution of `x` with A, `down` (r, kh kw in): (pixels, r).
-    fn down<T: Number>(&self, x: &[T], down: &[T], tables: &[Vec<u32>]) -> Vec<T> {
+    /// The scaled convolution of `x` with A, `down` (r, kh kw in): (pixels, r).
+    fn down<T: Number>(&self, x: &[T], down: &[T], tables: &[Vec<u32>]) -> Result<Vec<T>> {
         let taps = &self.frozen.taps;
         let mut z = vec![T::default(); taps.output_pixels() * self.rank];
         let terms = taps_of(x, tables, Stored::Wide(down), taps.channels, Precision::Full);
         product(Out::new(&mut z, self.rank), Initial::Zero, &terms, Cores::All);
-        let scale = T::real(self.scale);
-        z.iter_mut().for_each(|z| *z *= scale);
-        z
+        self.scale.apply(&mut z)?;
+        Ok(z)
     }
 
     fn backward<T: Number>(
@@ -316,9 +322,9 @@ impl LoraConv {
         x_needs_it: bool,
     ) -> Result<LoraGradients<T>> {
         let Frozen { num_out, taps, .. } = &self.frozen;
-        let (n, r, s) = (*num_out, self.rank, T::real(self.scale));
+        let (n, r, s) = (*num_out, self.rank, &self.scale);
         let (down, tables) = (by_taps(down, taps), self.frozen.tables());
-        let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), n, r); // s dY B: (pixels, r)
+        let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), n, r)?; // s dY B: (pixels, r)
         let mut d_down = vec![T::default(); down.len()];
         for (tap, table) in tables.iter().enumerate() {
             let mut of_tap = vec![T::default(); r * taps.channels]; // u^T x of the pixels that the tap reads

@@ -1,10 +1,11 @@
 //! y = x W^T + bias, with W frozen, and the same with a low-rank term: y = x W^T + bias + s (x A^T) B^T.
 //!
-//! Backward, with u = s dY B (m, r): dX = dY W + u A; dA = u^T x; dB = s dY^T (x A^T). Neither the product B A nor a
+//! Backward, with u = s dY B (m, r): dX = dY W + u A; dA = u^T x; dB = s dY^T (x A^T). A mask multiplies x A^T and u. Neither the product B A nor a
 //! gradient of W is ever formed, and nothing but x and x A^T is kept (Hu et al. 2021, arXiv 2106.09685, equation 3).
 
 use super::generic;
 use super::kept::{Given, Left, kept};
+use super::lora_scale::LoraScale;
 use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
 use super::product::{Columns, Cores, Initial, Out, Precision, Rows, Stored, Term, product};
 use super::timing::{Pass, timed};
@@ -24,7 +25,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     kept(frozen.num_in, |given, _| xs.apply_op1(FrozenLinear { frozen, given }))
 }
 
-/// A frozen linear layer with a LoRA term of strength `scale` = alpha / r.
+/// A frozen linear layer with a LoRA term of strength `scale`: alpha / r, or that and a mask (.., r).
 ///
 /// `xs`: (.., in); `down` (A): (r, in) and `up` (B): (out, r), or the same with two trailing axes of one, as 1x1
 /// convolutions have them; `weight`: (out, in). Returns (.., out) in the dtype of `xs`. Gradients: `xs`, `down`, `up`.
@@ -37,13 +38,14 @@ pub fn lora_linear(
     up: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    scale: f64,
+    scale: impl Into<LoraScale>,
 ) -> Result<Tensor> {
     let frozen = Frozen::new(xs, weight, bias)?;
-    let rank = down.dim(0)?;
+    let (rank, scale) = (down.dim(0)?, scale.into());
     if down.elem_count() != rank * frozen.num_in || up.elem_count() != rank * frozen.num_out {
         bail!("LoRA factors {:?} and {:?} do not fit a weight of shape {:?}", down.shape(), up.shape(), weight.shape());
     }
+    scale.check(xs.elem_count() / frozen.num_in.max(1), rank)?;
     if !generic::has_kernel(xs) {
         return generic::lora_linear(xs, down, up, weight, bias, scale);
     }
@@ -127,13 +129,22 @@ pub(crate) fn with_bias<T: Number, R>(bias: Option<&Tensor>, f: impl FnOnce(Init
     }
 }
 
-/// `scale` x (m, k) times the transpose of `weight` (n, k), where n is a rank: (m, n).
-pub(crate) fn narrow_product<T: Number>(scale: T, x: &[T], columns: Columns<T>, k: usize, n: usize) -> Vec<T> {
+/// `x` (m, k) times the transpose of `columns` (n, k), where n is a rank, scaled: (m, n).
+///
+/// # Errors
+/// If a mask is not on the CPU.
+pub(crate) fn narrow_product<T: Number>(
+    scale: &LoraScale,
+    x: &[T],
+    columns: Columns<T>,
+    k: usize,
+    n: usize,
+) -> Result<Vec<T>> {
     let mut z = vec![T::default(); x.len() / k * n];
     let terms = [Term::new(Rows::strided(x, k), columns, k)];
     product(Out::new(&mut z, n), Initial::Zero, &terms, Cores::All);
-    z.iter_mut().for_each(|z| *z *= scale);
-    z
+    scale.apply(&mut z)?;
+    Ok(z)
 }
 
 /// Z^T X with `z` (m, r) and `x` (m, n): (r, n). How the gradients of both factors are summed over the rows.
@@ -186,7 +197,7 @@ impl CustomOp1 for FrozenLinear {
 struct LoraLinear {
     frozen: Frozen,
     rank: usize,
-    scale: f64,
+    scale: LoraScale,
     given: Given,
     low_rank: LowRank,
 }
@@ -202,8 +213,16 @@ impl LowRank {
     }
 
     /// Calls `f` with it, or with what `make` makes if forward left none.
-    pub(crate) fn with<T: Number, R>(&self, make: impl FnOnce() -> Vec<T>, f: impl FnOnce(&[T]) -> R) -> Result<R> {
-        Ok(f(T::cpu_storage_as_slice(self.0.get_or_init(|| T::to_cpu_storage_owned(make())))?))
+    pub(crate) fn with<T: Number, R>(
+        &self,
+        make: impl FnOnce() -> Result<Vec<T>>,
+        f: impl FnOnce(&[T]) -> R,
+    ) -> Result<R> {
+        if self.0.get().is_none() {
+            self.keep(make()?);
+        }
+        let Some(z) = self.0.get() else { bail!("a low-rank product was kept and is gone") };
+        Ok(f(T::cpu_storage_as_slice(z)?))
     }
 }
 
@@ -211,7 +230,7 @@ impl LoraLinear {
     fn forward<T: Number>(&self, x: &[T], down: &[T], up: &[T]) -> Result<Vec<T>> {
         let (r, num_in) = (self.rank, self.frozen.num_in);
         let down = Columns::weight(Stored::Wide(down), 0, num_in);
-        let z = narrow_product(T::real(self.scale), x, down, num_in, r); // s x A^T: (m, r)
+        let z = narrow_product(&self.scale, x, down, num_in, r)?; // s x A^T: (m, r)
         let y = self.frozen.forward(x, Some((&z, up)))?;
         self.low_rank.keep(z);
         Ok(y)
@@ -226,8 +245,8 @@ impl LoraLinear {
         x_needs_it: bool,
     ) -> Result<LoraGradients<T>> {
         let Frozen { num_in, num_out, .. } = self.frozen;
-        let (r, s) = (self.rank, T::real(self.scale));
-        let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), num_out, r); // s dY B: (m, r)
+        let (r, s) = (self.rank, &self.scale);
+        let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), num_out, r)?; // s dY B: (m, r)
         let z = || narrow_product(s, x, Columns::weight(Stored::Wide(down), 0, num_in), num_in, r); // s x A^T: (m, r)
         let d_down = summed_over_rows(&u, r, x, num_in); // u^T x: (r, in)
         let d_up = |z: &[T]| transposed(&summed_over_rows(z, r, dy, num_out), num_out); // s dY^T (x A^T): (out, r)

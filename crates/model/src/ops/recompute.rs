@@ -28,20 +28,20 @@ pub fn without_graph<R>(f: impl FnOnce() -> R) -> R {
     turned_off(&RECORDING, f)
 }
 
-/// Runs `f` with a switch of this thread off, and puts it back as it was, also if `f` panics.
+/// Runs `f` with a switch of this thread off.
 pub(crate) fn turned_off<R>(switch: &'static LocalKey<Cell<bool>>, f: impl FnOnce() -> R) -> R {
     turned(switch, false, f)
 }
 
-/// The same, on or off.
-pub(crate) fn turned<R>(switch: &'static LocalKey<Cell<bool>>, on: bool, f: impl FnOnce() -> R) -> R {
-    struct Restore(&'static LocalKey<Cell<bool>>, bool);
-    impl Drop for Restore {
+/// Runs `f` with a switch of this thread at `to`, and puts it back as it was, also if `f` panics.
+pub(crate) fn turned<T: Copy, R>(switch: &'static LocalKey<Cell<T>>, to: T, f: impl FnOnce() -> R) -> R {
+    struct Restore<T: Copy + 'static>(&'static LocalKey<Cell<T>>, T);
+    impl<T: Copy> Drop for Restore<T> {
         fn drop(&mut self) {
             self.0.set(self.1);
         }
     }
-    let _restore = Restore(switch, switch.replace(on));
+    let _restore = Restore(switch, switch.replace(to));
     f()
 }
 

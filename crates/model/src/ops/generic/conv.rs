@@ -4,6 +4,7 @@
 //! with the kernel turned by half a turn and its channels exchanged. candle's own backward of a convolution is neither.
 
 use super::super::ConvGeometry;
+use super::super::lora_scale::LoraScale;
 use super::super::recorded::recorded;
 use super::linear::factor;
 use super::{rows, wide};
@@ -30,24 +31,26 @@ pub(in crate::ops) fn lora_conv2d(
     weight: &Tensor,
     bias: Option<&Tensor>,
     geometry: ConvGeometry,
-    scale: f64,
+    scale: LoraScale,
 ) -> Result<Tensor> {
     let weight = weight.detach().to_dtype(xs.dtype())?;
     let (_, height, width, _) = xs.dims4()?;
     let x = xs.detach();
     let a = down.detach().to_dtype(xs.dtype())?.permute((0, 2, 3, 1))?.contiguous()?; // (r, kh, kw, in)
     let b = factor(up, xs)?; // (out, r)
-    let low_rank = move |x: &Tensor, a: &Tensor| convolve(&padded(x, geometry)?, a, geometry.stride)? * scale; // (b, h', w', r)
-    let z = low_rank(&x, &a)?;
+    let low_rank = move |x: &Tensor, a: &Tensor| convolve(&padded(x, geometry)?, a, geometry.stride); // (b, h', w', r)
+    let z = scale.applied(&low_rank(&x, &a)?)?;
     let ys = with_bias(&convolve(&padded(&x, geometry)?, &weight, geometry.stride)?, bias)?; // (b, h', w', out)
     let ys = (&ys + rows(&z)?.matmul(&b.t()?)?.reshape(ys.shape())?)?;
     let tracked = xs.track_op();
     let (rank, up_shape, dtype) = (down.dim(0)?, up.shape().clone(), down.dtype());
     recorded("generic-lora-conv2d", &[xs, down, up], ys, move |dy| {
         let (batch, out_height, out_width, _) = dy.dims4()?;
-        let u = (rows(dy)?.matmul(&b)? * scale)?.reshape((batch, out_height, out_width, rank))?; // s dY B
+        let u = rows(dy)?.matmul(&b)?.reshape((batch, out_height, out_width, rank))?;
+        let u = scale.applied(&u)?; // s dY B
         let d_down = kernel_gradient(&x, &u, geometry, a.dim(1)?)?.to_dtype(dtype)?;
-        let d_up = rows(dy)?.t()?.matmul(&rows(&low_rank(&x, &a)?)?)?.to_dtype(dtype)?.reshape(&up_shape)?;
+        let z = scale.applied(&low_rank(&x, &a)?)?;
+        let d_up = rows(dy)?.t()?.matmul(&rows(&z)?)?.to_dtype(dtype)?.reshape(&up_shape)?;
         let dx = || {
             let size = (height, width);
             backward_data(dy, &weight, geometry, size)? + backward_data(&u, &a, geometry, size)?

@@ -1,5 +1,6 @@
 //! See [`crate::ops::linear`] and [`crate::ops::lora_linear`] for the maths.
 
+use super::super::lora_scale::LoraScale;
 use super::super::recorded::recorded;
 use super::rows;
 use candle_core::{Result, Shape, Tensor};
@@ -20,19 +21,19 @@ pub(in crate::ops) fn lora_linear(
     up: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    scale: f64,
+    scale: LoraScale,
 ) -> Result<Tensor> {
     let frozen = Frozen::new(xs, weight)?;
     let x = rows(xs)?; // (m, in)
     let (a, b) = (factor(down, xs)?, factor(up, xs)?); // (r, in), (out, r)
-    let low_rank = (x.matmul(&a.t()?)? * scale)?.matmul(&b.t()?)?; // (m, out)
+    let low_rank = scale.applied(&x.matmul(&a.t()?)?)?.matmul(&b.t()?)?; // (m, out)
     let ys = (frozen.forward(&x, bias)? + low_rank)?.reshape(frozen.out_shape())?;
     let tracked = xs.track_op();
     let (down_shape, up_shape, dtype) = (down.shape().clone(), up.shape().clone(), down.dtype());
     recorded("generic-lora-linear", &[xs, down, up], ys, move |dy| {
         let dy = rows(dy)?; // (m, out)
-        let u = (dy.matmul(&b)? * scale)?; // (m, r)
-        let z = (x.matmul(&a.t()?)? * scale)?; // (m, r)
+        let u = scale.applied(&dy.matmul(&b)?)?; // (m, r)
+        let z = scale.applied(&x.matmul(&a.t()?)?)?; // (m, r)
         let d_down = u.t()?.matmul(&x)?.to_dtype(dtype)?.reshape(&down_shape)?;
         let d_up = dy.t()?.matmul(&z)?.to_dtype(dtype)?.reshape(&up_shape)?;
         let dx = || (frozen.backward(&dy)? + u.matmul(&a)?)?.reshape(&frozen.in_shape);

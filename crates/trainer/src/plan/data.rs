@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use loralei_data::{BucketRules, CaptionRules, Role, Source};
 
-use crate::data_config::{CacheChoice, CaptionConfig, DataConfig, PriorCaptions, PriorConfig, PriorKind, SourceConfig};
+use crate::config::{
+    CacheChoice, CaptionConfig, DataConfig, PriorCaptions, PriorConfig, PriorKind, RoleName, SourceConfig,
+};
 use crate::plan::Checks;
 
 /// Tokens of a caption that one chunk of a text encoder's input holds.
@@ -162,7 +164,7 @@ impl Checks {
         if captions.separator.is_empty() {
             self.refuse(&key("captions.separator"), "is empty", "\",\" separates tags");
         }
-        let is_class = source.role == crate::data_config::RoleName::Class;
+        let is_class = source.role == RoleName::Class;
         // Class images without captions of their own are of the class word.
         let fallback = source.prompt.as_deref().or(source.class.as_deref().filter(|_| is_class));
         let buckets = BucketRules {

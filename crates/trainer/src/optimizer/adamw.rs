@@ -4,12 +4,9 @@
 //! lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps). The whole state is the step count and two tensors per
 //! factor, so a run can be saved and resumed.
 
-use std::collections::BTreeMap;
-
-use candle_core::{DType, Tensor, Var};
-
+use super::MovedFactor;
+use super::state::{FactorTensors, OptimizerState};
 use crate::error::TrainError;
-use crate::gradient_tree::Gradients;
 
 /// AdamW's constants. The learning rate is given at each step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,92 +28,58 @@ impl Default for AdamWSettings {
     }
 }
 
-/// Running means of one factor's gradient, f32, of the factor's shape.
 #[derive(Debug, Clone)]
-pub struct Moments {
-    /// m: running mean of the gradient.
-    pub first: Tensor,
-    /// v: running mean of the squared gradient.
-    pub second: Tensor,
-}
-
-/// The optimizer: its constants and its state.
-#[derive(Debug, Clone)]
-pub struct AdamW {
+pub(super) struct AdamW {
     settings: AdamWSettings,
-    moments: BTreeMap<String, Moments>,
-    num_steps: u64,
+    /// m: running means of the gradients.
+    first: FactorTensors,
+    /// v: running means of the squared gradients.
+    second: FactorTensors,
 }
 
 impl AdamW {
-    /// An optimizer that has made no step; moments begin at zero.
-    pub fn new(settings: AdamWSettings) -> Self {
-        Self { settings, moments: BTreeMap::new(), num_steps: 0 }
+    pub(super) fn new(settings: AdamWSettings) -> Self {
+        Self { settings, first: FactorTensors::new(), second: FactorTensors::new() }
     }
 
-    /// An optimizer that goes on after `num_steps` steps with `moments` by factor name.
-    pub fn from_state(settings: AdamWSettings, num_steps: u64, moments: BTreeMap<String, Moments>) -> Self {
-        Self { settings, moments, num_steps }
-    }
+    /// `t`: this step, from 1.
+    pub(super) fn move_factor(&mut self, factor: &MovedFactor<'_>, t: u64) -> Result<(), TrainError> {
+        let AdamWSettings { beta1, beta2, eps, weight_decay } = self.settings;
+        let MovedFactor { name, var, gradient, rate } = factor;
+        let (first, second) = (factor.held_in(&self.first)?, factor.held_in(&self.second)?);
+        let first = (&first + ((gradient - &first)? * (1.0 - beta1))?)?;
+        let second = ((second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
 
-    /// Steps made so far: t of the bias correction.
-    pub fn num_steps(&self) -> u64 {
-        self.num_steps
-    }
+        let step_size = rate / (1.0 - beta1.powf(t as f64));
+        let root_correction = (1.0 - beta2.powf(t as f64)).sqrt();
+        let denominator = ((second.sqrt()? / root_correction)? + eps)?;
+        let decayed = (var.as_detached_tensor() * (1.0 - rate * weight_decay))?;
+        var.set(&(decayed - ((&first / denominator)? * step_size)?)?)?;
 
-    /// The moments by factor name; empty before the first step.
-    pub fn moments(&self) -> &BTreeMap<String, Moments> {
-        &self.moments
-    }
-
-    /// Makes one step on all `factors`, which are f32, each at the rate `learning_rate(name)`.
-    ///
-    /// # Errors
-    /// [`TrainError::GradientNames`] if `gradients` are not of exactly these factors, before anything has changed;
-    /// [`TrainError::Tensor`] if a shape or type does not fit.
-    pub fn step(
-        &mut self,
-        factors: &BTreeMap<String, Var>,
-        gradients: &Gradients,
-        learning_rate: impl Fn(&str) -> f64,
-    ) -> Result<(), TrainError> {
-        let without_partner = factors.keys().find(|name| !gradients.contains_key(*name));
-        if let Some(name) = without_partner.or_else(|| gradients.keys().find(|name| !factors.contains_key(*name))) {
-            return Err(TrainError::GradientNames { name: name.clone() });
-        }
-        self.num_steps += 1;
-        for (name, factor) in factors {
-            self.step_factor(name, factor, &gradients[name], learning_rate(name))?;
-        }
+        self.first.insert((*name).to_owned(), first);
+        self.second.insert((*name).to_owned(), second);
         Ok(())
     }
 
-    fn step_factor(&mut self, name: &str, factor: &Var, gradient: &Tensor, lr: f64) -> Result<(), TrainError> {
-        let AdamWSettings { beta1, beta2, eps, weight_decay } = self.settings;
-        let gradient = gradient.to_dtype(DType::F32)?.detach();
-        let (first, second) = match self.moments.get(name) {
-            Some(Moments { first, second }) => (first.clone(), second.clone()),
-            None => (gradient.zeros_like()?, gradient.zeros_like()?),
-        };
-        let first = (&first + ((&gradient - &first)? * (1.0 - beta1))?)?;
-        let second = ((second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+    pub(super) fn save(&self, state: &mut OptimizerState) {
+        state.put("first", &self.first);
+        state.put("second", &self.second);
+    }
 
-        let step_size = lr / (1.0 - beta1.powf(self.num_steps as f64));
-        let root_correction = (1.0 - beta2.powf(self.num_steps as f64)).sqrt();
-        let denominator = ((second.sqrt()? / root_correction)? + eps)?;
-        let decayed = (factor.as_detached_tensor() * (1.0 - lr * weight_decay))?;
-        factor.set(&(decayed - ((&first / denominator)? * step_size)?)?)?;
-
-        self.moments.insert(name.to_string(), Moments { first, second });
+    pub(super) fn load(&mut self, state: &mut OptimizerState) -> Result<(), TrainError> {
+        (self.first, self.second) = (state.take("first")?, state.take("second")?);
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
+    use super::super::Optimizer;
+    use super::super::OptimizerSettings;
     use super::*;
+    use crate::gradient_tree::Gradients;
+    use candle_core::{Device, Tensor, Var};
+    use std::collections::BTreeMap;
 
     const SETTINGS: AdamWSettings = AdamWSettings { beta1: 0.9, beta2: 0.98, eps: 1e-6, weight_decay: 0.1 };
 
@@ -176,9 +139,9 @@ mod tests {
     /// ```
     #[test]
     fn five_steps_at_two_changing_rates_are_those_of_pytorch() {
-        let (factors, mut optimizer) = (factors(), AdamW::new(SETTINGS));
+        let (factors, mut optimizer) = (factors(), Optimizer::new(OptimizerSettings::AdamW(SETTINGS)));
         for step in 0..5 {
-            optimizer.step(&factors, &gradients(step), rate(step)).unwrap();
+            optimizer.step(&factors, &gradients(step), 1.0, rate(step)).unwrap();
         }
         let a = [0.311_863_99, -1.325_491_2, 0.936_935_6, -0.724_594_5, 1.613_462, -0.116_744_53];
         let b = [-1.345_438_5, 0.973_439_9, -0.724_147_1, 1.596_192_6];
@@ -186,16 +149,17 @@ mod tests {
         let second = [0.141_892_31, 0.125_217_2, 0.136_380_18, 0.112_405_725, 0.112_362_005, 0.141_714_41];
         assert_close(&flat(&factors["a"]), &a, 1e-6);
         assert_close(&flat(&factors["b"]), &b, 1e-6);
-        assert_close(&flat(&optimizer.moments()["a"].first), &first, 1e-5);
-        assert_close(&flat(&optimizer.moments()["a"].second), &second, 1e-6);
+        let state = optimizer.state();
+        assert_close(&flat(&state.tensors["first"]["a"]), &first, 1e-5);
+        assert_close(&flat(&state.tensors["second"]["a"]), &second, 1e-6);
     }
 
     #[test]
     fn a_factor_follows_the_published_update_in_f64() {
-        let (factors, mut optimizer) = (factors(), AdamW::new(SETTINGS));
+        let (factors, mut optimizer) = (factors(), Optimizer::new(OptimizerSettings::AdamW(SETTINGS)));
         let start = flat(&factors["a"]);
         for step in 0..7 {
-            optimizer.step(&factors, &gradients(step), rate(step)).unwrap();
+            optimizer.step(&factors, &gradients(step), 1.0, rate(step)).unwrap();
         }
         for (i, found) in flat(&factors["a"]).iter().enumerate() {
             let (mut p, mut m, mut v) = (f64::from(start[i]), 0.0, 0.0);
@@ -208,36 +172,5 @@ mod tests {
             }
             assert!((f64::from(*found) - p).abs() < 1e-6, "element {i}: {found} is not {p}");
         }
-    }
-
-    #[test]
-    fn a_resumed_optimizer_makes_the_same_bits() {
-        let (straight, mut optimizer) = (factors(), AdamW::new(SETTINGS));
-        for step in 0..6 {
-            optimizer.step(&straight, &gradients(step), rate(step)).unwrap();
-        }
-        let (resumed, mut before) = (factors(), AdamW::new(SETTINGS));
-        for step in 0..3 {
-            before.step(&resumed, &gradients(step), rate(step)).unwrap();
-        }
-        let mut after = AdamW::from_state(SETTINGS, before.num_steps(), before.moments().clone());
-        for step in 3..6 {
-            after.step(&resumed, &gradients(step), rate(step)).unwrap();
-        }
-        for name in ["a", "b"] {
-            let bits = |v: &Tensor| flat(v).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&straight[name]), bits(&resumed[name]));
-        }
-    }
-
-    #[test]
-    fn a_factor_without_a_gradient_is_refused_and_nothing_moves() {
-        let (factors, mut optimizer) = (factors(), AdamW::new(SETTINGS));
-        let mut one_missing = gradients(0);
-        one_missing.remove("b");
-        let error = optimizer.step(&factors, &one_missing, rate(0)).unwrap_err();
-        assert!(error.to_string().contains("`b`"), "{error}");
-        assert_eq!(optimizer.num_steps(), 0);
-        assert_eq!(flat(&factors["a"]), values(6, 1));
     }
 }

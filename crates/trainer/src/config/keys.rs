@@ -1,7 +1,7 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 79] = [
+pub(crate) const KEYS: [&str; 130] = [
     "preset",
     "model.base",
     "model.prediction",
@@ -44,35 +44,80 @@ pub(crate) const KEYS: [&str; 79] = [
     "data.captions.tag_dropout",
     "lora.rank",
     "lora.alpha",
+    "lora.rslora",
+    "lora.dropout",
+    "lora.rank_dropout",
+    "lora.module_dropout",
+    "lora.max_norm",
+    "lora.start_from",
     "lora.unet.targets",
     "lora.unet.rank",
     "lora.unet.alpha",
     "lora.unet.learning_rate",
+    "lora.unet.blocks",
     "lora.text_encoder.targets",
     "lora.text_encoder.rank",
     "lora.text_encoder.alpha",
     "lora.text_encoder.learning_rate",
+    "lora.text_encoder.blocks",
+    "lora.text_encoder.stop_after",
+    "optimizer.kind",
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.beta1",
     "optimizer.beta2",
     "optimizer.eps",
     "optimizer.max_grad_norm",
+    "optimizer.loraplus_ratio",
+    "optimizer.preconditioned",
+    "optimizer.preconditioner_damping",
+    "optimizer.ema_decay",
+    "optimizer.prodigy.initial_d",
+    "optimizer.prodigy.d_coefficient",
+    "optimizer.prodigy.max_d",
+    "optimizer.prodigy.safeguard_warmup",
+    "optimizer.prodigy.bias_correction",
     "schedule.kind",
     "schedule.warmup_steps",
     "schedule.final_ratio",
+    "schedule.cycles",
+    "schedule.power",
     "train.steps",
+    "train.epochs",
     "train.batch_size",
     "train.accumulate",
     "train.seed",
     "train.checkpointing",
+    "noise.offset",
+    "noise.offset_adaptive",
+    "noise.offset_random",
+    "noise.pyramid_iterations",
+    "noise.pyramid_discount",
+    "noise.input_perturbation",
+    "noise.min_timestep",
+    "noise.max_timestep",
+    "loss.kind",
+    "loss.huber_c",
+    "loss.huber_schedule",
+    "loss.weighting",
+    "loss.min_snr_gamma",
+    "loss.v_pred_like_loss",
     "prior.kind",
     "prior.weight",
     "prior.every_steps",
     "prior.captions",
     "prior.num_images",
     "prior.prompt",
+    "validation.every_steps",
+    "validation.hold_out",
+    "validation.images",
+    "validation.max_images",
+    "validation.num_timesteps",
+    "validation.patience",
+    "validation.leak",
     "samples.prompts",
+    "samples.prompts_file",
+    "samples.every_steps",
     "samples.negative",
     "samples.seed",
     "samples.steps",
@@ -81,6 +126,12 @@ pub(crate) const KEYS: [&str; 79] = [
     "output.folder",
     "output.name",
     "output.precision",
+    "output.save_every_steps",
+    "output.keep_snapshots",
+    "output.tensorboard",
+    "output.author",
+    "output.description",
+    "output.license",
 ];
 
 /// What other trainers call it. Compared with the last part of a key.
@@ -93,7 +144,7 @@ const OTHER_NAMES: [(&str, &str); 31] = [
     ("gradient_accumulation_steps", "train.accumulate"),
     ("gradient_checkpointing", "train.checkpointing"),
     ("max_train_steps", "train.steps"),
-    ("epochs", "train.steps"),
+    ("epochs", "train.epochs"),
     ("network_dim", "lora.rank"),
     ("network_alpha", "lora.alpha"),
     ("dim", "lora.rank"),
@@ -121,6 +172,19 @@ const OTHER_NAMES: [(&str, &str); 31] = [
 /// Whether `key` is a dotted key that can be set: `train.steps`.
 pub fn is_config_key(key: &str) -> bool {
     KEYS.contains(&key)
+}
+
+/// Every key that can be set, in the order of the reference.
+pub(crate) fn config_keys() -> &'static [&'static str] {
+    &KEYS
+}
+
+/// The key `key` of a section as a whole; `key` itself if there is none.
+pub(crate) fn full_key(section: &str, key: &'static str) -> &'static str {
+    let whole = KEYS.iter().find(|known| {
+        known.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')).is_some_and(|rest| rest == key)
+    });
+    whole.copied().unwrap_or(key)
 }
 
 /// Whether `key` names a section: `lora.unet`.

@@ -3,17 +3,27 @@
 //! All violations are found at once. What depends on the base model (sizes it can divide, patterns that match nothing)
 //! and on the disk is checked where the model and the images are read.
 
-use std::path::{Path, PathBuf};
+mod checks;
+mod components;
+mod data;
+mod objective;
+mod optimizer;
+mod output;
 
-use crate::adamw::AdamWSettings;
+use std::path::PathBuf;
+
 use crate::config::{
-    Checkpointing, Compute, Dtype, LoraConfig, ModelConfig, Ops, OptimizerConfig, SamplesConfig, ScheduleConfig,
-    ScheduleKind, StepsConfig, Targets, TrainConfig,
+    Checkpointing, Compute, Dtype, LossConfig, NoiseConfig, Ops, SamplesConfig, StepsConfig, TrainConfig,
 };
-use crate::data_plan::{DataPlan, PriorPlan, PriorTerm};
-use crate::error::{TrainError, Violation};
+use crate::error::TrainError;
 use crate::learning_rate::LearningRateSchedule;
-use loralei_model::{DeviceChoice, NumberTypes, Prediction, TrainingSize};
+use loralei_model::{DeviceChoice, DropoutRates, NumberTypes, Prediction, TrainingSize};
+
+pub(crate) use checks::Checks;
+pub use components::{BlockPlan, ComponentPlan};
+pub use data::{DataPlan, PriorPlan, PriorTerm, SourcePlan};
+pub use optimizer::OptimizerPlan;
+pub use output::{CardPlan, MeasuredOn, ValidationPlan};
 
 /// Which base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,24 +34,21 @@ pub enum BaseChoice {
     Named(String),
 }
 
+impl BaseChoice {
+    /// What the user calls it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Emoji => "emoji",
+            Self::Named(name) => name,
+        }
+    }
+}
+
 impl From<&str> for BaseChoice {
     /// What the user calls it.
     fn from(base: &str) -> Self {
         if base == "emoji" { Self::Emoji } else { Self::Named(base.to_owned()) }
     }
-}
-
-/// The factors of one component of the base.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ComponentPlan {
-    /// Which layers; never [`Targets::None`], and patterns are never empty.
-    pub targets: Targets,
-    /// Rank, 1 or more.
-    pub rank: usize,
-    /// The update is scaled by alpha / rank; finite, above 0.
-    pub alpha: f64,
-    /// Full learning rate, before the schedule; finite, above 0.
-    pub learning_rate: f64,
 }
 
 /// A training run, checked: every value is within its range.
@@ -69,14 +76,22 @@ pub struct Plan {
     pub unet: Option<ComponentPlan>,
     /// Factors in the text encoder; `None` if it stays frozen.
     pub text_encoder: Option<ComponentPlan>,
-    /// AdamW's constants.
-    pub adamw: AdamWSettings,
-    /// Largest global gradient norm, above 0; `None` for no clipping.
-    pub max_grad_norm: Option<f64>,
+    /// How a step moves the factors.
+    pub optimizer: OptimizerPlan,
+    /// What the factors leave out while they train.
+    pub dropout: DropoutRates,
+    /// Adapter whose factors the run begins with.
+    pub start_from: Option<PathBuf>,
+    /// The noise, checked.
+    pub noise: NoiseConfig,
+    /// The loss, checked.
+    pub loss: LossConfig,
     /// Factor of the components' learning rates at each step.
     pub schedule: LearningRateSchedule,
-    /// Optimizer steps, 1 or more.
+    /// Optimizer steps, 1 or more; not those of the run if `epochs` is set.
     pub steps: u64,
+    /// Epochs, 1 or more, where these give the length of the run.
+    pub epochs: Option<u64>,
     /// Samples in a micro-batch, 1 or more.
     pub batch_size: usize,
     /// Micro-batches in a step, 1 or more.
@@ -87,14 +102,24 @@ pub struct Plan {
     pub checkpointing: Checkpointing,
     /// What must stay as it was; `None` for no such term.
     pub prior: Option<PriorPlan>,
-    /// Pictures before and after; `None` for none.
+    /// Pictures as the run goes on; `None` for none.
     pub samples: Option<SamplesConfig>,
+    /// What is measured as the run goes on; `None` for nothing.
+    pub validation: Option<ValidationPlan>,
     /// The folder of the run.
     pub output_folder: PathBuf,
     /// Name of the adapter file, without `.safetensors`.
     pub output_name: String,
+    /// Steps between snapshots; 0: only at the end. `None`: a tenth of the run.
+    pub save_every_steps: Option<u64>,
+    /// Snapshots that are kept, 1 or more.
+    pub keep_snapshots: usize,
+    /// Whether TensorBoard's file is written.
+    pub tensorboard: bool,
     /// Number type of the adapter file.
     pub precision: Dtype,
+    /// What its user says of it.
+    pub card: CardPlan,
     /// Settings that are allowed but will not do what they say, one line each.
     pub warnings: Vec<String>,
 }
@@ -109,17 +134,20 @@ impl Plan {
         let base = checks.base(&config.model.base);
         let (dtype, number_types) = checks.number_types(&config.model);
         let data = checks.data(&config.data);
-        let (unet, text_encoder) = checks.components(&config.lora, config.optimizer.learning_rate);
-        let (adamw, max_grad_norm) = checks.optimizer(&config.optimizer);
+        let (unet, text_encoder) = checks.components(&config.lora, config.optimizer.full_learning_rate());
+        let optimizer = checks.optimizer(config, unet.as_ref(), text_encoder.as_ref());
+        let (dropout, start_from) = (checks.dropout(&config.lora), checks.start_from(&config.lora));
+        let (noise, loss) = (checks.noise(&config.noise), checks.loss(&config.loss));
         checks.steps(&config.train);
         let schedule = checks.schedule(&config.schedule, config.train.steps);
         let prior = checks.prior(&config.prior, &data);
         let samples = checks.samples(&config.samples);
+        let validation = checks.validation(&config.validation, data.trigger.is_some());
         let (output_folder, output_name) = checks.output(config, data.first_folder());
         if !checks.violations.is_empty() {
             return Err(TrainError::Settings { violations: checks.violations });
         }
-        let StepsConfig { steps, batch_size, accumulate, seed, checkpointing } = config.train;
+        let StepsConfig { steps, epochs, batch_size, accumulate, seed, checkpointing } = config.train;
         Ok(Self {
             base,
             prediction: config.model.prediction.map(Prediction::from),
@@ -132,19 +160,28 @@ impl Plan {
             data,
             unet,
             text_encoder,
-            adamw,
-            max_grad_norm,
+            optimizer,
+            dropout,
+            start_from,
+            noise,
+            loss,
             schedule,
             steps,
+            epochs,
             batch_size,
             accumulate,
             seed,
             checkpointing,
             prior,
             samples,
+            validation,
             output_folder,
             output_name,
+            save_every_steps: config.output.save_every_steps,
+            keep_snapshots: config.output.keep_snapshots,
+            tensorboard: config.output.tensorboard,
             precision: config.output.precision,
+            card: CardPlan::of(&config.output),
             warnings: checks.warnings,
         })
     }
@@ -156,7 +193,7 @@ impl Plan {
             height_px,
             batch_size: self.batch_size,
             text_encoder: self.text_encoder.is_some(),
-            rank: self.unet.as_ref().map_or(0, |unet| unet.rank),
+            rank: self.unet.as_ref().map_or(0, ComponentPlan::largest_rank),
             recompute: self.checkpointing == Checkpointing::Block,
             bytes_per_weight: self.number_types.weight_bytes(),
             bytes_per_number: candle_core::DType::from(self.dtype).size_in_bytes() as u64,
@@ -168,214 +205,43 @@ impl Plan {
         matches!(&self.prior, Some(PriorPlan { kind: PriorTerm::Images { .. }, .. }))
     }
 
+    /// Steps of the run with images of which an epoch has so many micro-batches.
+    pub fn steps_of(&self, batches_per_epoch: u64) -> u64 {
+        let of_epochs = |epochs: u64| epochs.saturating_mul(batches_per_epoch).div_ceil(self.accumulate as u64).max(1);
+        self.epochs.map_or(self.steps, of_epochs)
+    }
+
+    /// The same run with its length in steps.
+    #[must_use]
+    pub(crate) fn with_steps(&self, steps: u64) -> Self {
+        let mut plan = self.clone();
+        (plan.steps, plan.schedule.steps, plan.epochs) = (steps, steps, None);
+        plan
+    }
+
+    /// The numbers of the class images' micro-batches that `step` sees, one for each of its own.
+    pub(crate) fn class_batches(&self, step: u64) -> Vec<u64> {
+        let accumulate = self.accumulate as u64;
+        let prior = self.prior.as_ref().filter(|prior| step.is_multiple_of(prior.every_steps));
+        match prior.map(|prior| (&prior.kind, prior.every_steps)) {
+            Some((PriorTerm::Images { .. }, every_steps)) => {
+                (0..accumulate).map(|micro| step / every_steps * accumulate + micro).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Samples that one optimizer step sees.
     pub fn samples_per_step(&self) -> usize {
         self.batch_size.saturating_mul(self.accumulate)
     }
 }
 
-/// What was found wrong so far.
-#[derive(Default)]
-pub(crate) struct Checks {
-    violations: Vec<Violation>,
-    warnings: Vec<String>,
-}
-
-impl Checks {
-    pub(crate) fn refuse(&mut self, key: &str, problem: impl Into<String>, hint: impl Into<String>) {
-        self.violations.push(Violation { key: key.to_string(), problem: problem.into(), hint: hint.into() });
-    }
-
-    pub(crate) fn at_least_one(&mut self, key: &str, value: u64, usual: &str) {
-        if value < 1 {
-            self.refuse(key, format!("{value} is below 1"), format!("set `{key}` to 1 or more; {usual}"));
-        }
-    }
-
-    /// Refuses a key unless it is refused already.
-    pub(crate) fn refuse_once(&mut self, key: &str, problem: impl Into<String>, hint: impl Into<String>) {
-        if self.violations.iter().all(|violation| violation.key != key) {
-            self.refuse(key, problem, hint);
-        }
-    }
-
-    pub(crate) fn has_violations(&self) -> bool {
-        !self.violations.is_empty()
-    }
-
-    /// `usual` is what the hint recommends.
-    pub(crate) fn within(&mut self, key: &str, value: f64, is_allowed: impl Fn(f64) -> bool, range: &str, usual: f64) {
-        if !value.is_finite() || !is_allowed(value) {
-            self.refuse(
-                key,
-                format!("{value} is not {range}"),
-                format!("set `{key}` to a number {range}, such as {usual}"),
-            );
-        }
-    }
-
-    fn base(&mut self, base: &str) -> BaseChoice {
-        if base.trim().is_empty() {
-            self.refuse(
-                "model.base",
-                "is empty",
-                "set `model.base` to \"emoji\", a diffusers folder, a checkpoint file or the id of a model on the hub",
-            );
-        }
-        BaseChoice::from(base)
-    }
-
-    fn number_types(&mut self, model: &ModelConfig) -> (Dtype, NumberTypes) {
-        self.violations.extend(model.compute.check(model.ops, model.device == DeviceChoice::Cpu).err());
-        let dtype = model.dtype.unwrap_or_else(|| Dtype::usual(model.device));
-        let types =
-            model.compute.weights(model.weights).number_types(dtype, model.ops, model.device == DeviceChoice::Cpu);
-        let types = types.unwrap_or_else(|violation| {
-            self.violations.push(violation);
-            candle_core::DType::from(dtype).into()
-        });
-        (dtype, types)
-    }
-
-    fn samples(&mut self, samples: &SamplesConfig) -> Option<SamplesConfig> {
-        if !(1..=1000).contains(&samples.steps) {
-            self.refuse("samples.steps", format!("{} is not between 1 and 1000", samples.steps), "25 to 30 are usual");
-        }
-        self.within("samples.guidance_scale", samples.guidance_scale, |g| g >= 0.0, "of 0 or more", 7.5);
-        (!samples.prompts.is_empty()).then(|| samples.clone())
-    }
-
-    fn components(&mut self, lora: &LoraConfig, learning_rate: f64) -> (Option<ComponentPlan>, Option<ComponentPlan>) {
-        let (unet, text) = (&lora.unet, &lora.text_encoder);
-        if text.targets == Targets::CrossAttention {
-            let hint = "use \"attention\", \"full\", \"none\" or a list of patterns";
-            self.refuse("lora.text_encoder.targets", "the text encoder has no cross-attention", hint);
-        }
-        if unet.targets == Targets::None && text.targets == Targets::None {
-            let problem = "nothing to train: the text encoder's targets are \"none\" as well";
-            self.refuse("lora.unet.targets", problem, "set one of them to \"attention\" or \"full\"");
-        }
-        self.rank("lora.rank", lora.rank);
-        self.alpha("lora.alpha", lora.alpha);
-        let unet = Component {
-            section: "lora.unet",
-            targets: &unet.targets,
-            rank: unet.rank,
-            alpha: unet.alpha,
-            learning_rate: unet.learning_rate,
-        };
-        let text = Component {
-            section: "lora.text_encoder",
-            targets: &text.targets,
-            rank: text.rank,
-            alpha: text.alpha,
-            learning_rate: text.learning_rate,
-        };
-        (self.component(unet, lora, learning_rate), self.component(text, lora, learning_rate))
-    }
-
-    fn component(&mut self, own: Component<'_>, lora: &LoraConfig, learning_rate: f64) -> Option<ComponentPlan> {
-        let key = |name: &str| format!("{}.{name}", own.section);
-        if let Targets::Patterns(patterns) = own.targets
-            && (patterns.is_empty() || patterns.iter().any(|pattern| pattern.trim().is_empty()))
-        {
-            let hint = "name at least one pattern, such as \"*.attn2.to_k\", or use \"none\"";
-            self.refuse(&key("targets"), "is an empty list or has an empty pattern", hint);
-        }
-        if let Some(rank) = own.rank {
-            self.rank(&key("rank"), rank);
-        }
-        self.alpha(&key("alpha"), own.alpha);
-        if let Some(rate) = own.learning_rate {
-            self.within(&key("learning_rate"), rate, |rate| rate > 0.0, "above 0", 1e-4);
-        }
-        if *own.targets == Targets::None {
-            return None;
-        }
-        let rank = own.rank.unwrap_or(lora.rank);
-        Some(ComponentPlan {
-            targets: own.targets.clone(),
-            rank,
-            alpha: own.alpha.or(lora.alpha).unwrap_or(rank as f64),
-            learning_rate: own.learning_rate.unwrap_or(learning_rate),
-        })
-    }
-
-    fn rank(&mut self, key: &str, rank: usize) {
-        self.at_least_one(key, rank as u64, "4 to 32 is usual");
-    }
-
-    fn alpha(&mut self, key: &str, alpha: Option<f64>) {
-        if let Some(alpha) = alpha {
-            self.within(key, alpha, |alpha| alpha > 0.0, "above 0", 4.0);
-        }
-    }
-
-    fn optimizer(&mut self, optimizer: &OptimizerConfig) -> (AdamWSettings, Option<f64>) {
-        let OptimizerConfig { learning_rate, weight_decay, beta1, beta2, eps, max_grad_norm } = *optimizer;
-        self.within("optimizer.learning_rate", learning_rate, |rate| rate > 0.0, "above 0", 1e-4);
-        self.within("optimizer.weight_decay", weight_decay, |decay| decay >= 0.0, "0 or above", 0.01);
-        self.within("optimizer.beta1", beta1, |beta| (0.0..1.0).contains(&beta), "from 0 to below 1", 0.9);
-        self.within("optimizer.beta2", beta2, |beta| (0.0..1.0).contains(&beta), "from 0 to below 1", 0.999);
-        self.within("optimizer.eps", eps, |eps| eps > 0.0, "above 0", 1e-8);
-        self.within("optimizer.max_grad_norm", max_grad_norm, |norm| norm >= 0.0, "0 or above", 1.0);
-        (AdamWSettings { beta1, beta2, eps, weight_decay }, (max_grad_norm > 0.0).then_some(max_grad_norm))
-    }
-
-    fn steps(&mut self, train: &StepsConfig) {
-        self.at_least_one("train.steps", train.steps, "about 100 for each image is a start");
-        self.at_least_one("train.batch_size", train.batch_size as u64, "1 needs the least memory");
-        self.at_least_one("train.accumulate", train.accumulate as u64, "1 is the default");
-    }
-
-    fn schedule(&mut self, schedule: &ScheduleConfig, steps: u64) -> LearningRateSchedule {
-        let ScheduleConfig { kind, warmup_steps, final_ratio } = *schedule;
-        self.within("schedule.final_ratio", final_ratio, |ratio| (0.0..=1.0).contains(&ratio), "from 0 to 1", 0.05);
-        if warmup_steps > steps {
-            self.warnings.push(format!(
-                "the learning rate never reaches its full value: `schedule.warmup_steps` is {warmup_steps}, \
-                 `train.steps` {steps}"
-            ));
-        }
-        if kind == ScheduleKind::Constant && final_ratio > 0.0 {
-            self.warnings.push(format!("`schedule.final_ratio` {final_ratio} has no effect: the schedule is constant"));
-        }
-        LearningRateSchedule { kind, warmup_steps, steps, final_ratio }
-    }
-
-    fn output(&mut self, config: &TrainConfig, images: &Path) -> (PathBuf, String) {
-        let last_name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let folder = config
-            .output
-            .folder
-            .clone()
-            .unwrap_or_else(|| Path::new("runs").join(last_name(images).unwrap_or_else(|| "lora".to_string())));
-        if folder.as_os_str().is_empty() {
-            self.refuse("output.folder", "is empty", "name a folder, such as runs/my-cat");
-        }
-        let name = config.output.name.clone().or_else(|| last_name(&folder)).unwrap_or_else(|| "lora".to_string());
-        if name.trim().is_empty() || name.contains(['/', '\\', '\0']) || name == "." || name == ".." {
-            let hint = "give a plain file name without folder and ending, such as my-cat";
-            self.refuse("output.name", format!("{name:?} is not a file name"), hint);
-        }
-        (folder, name)
-    }
-}
-
-/// The settings of one component before the shared ones fill the gaps.
-#[derive(Clone, Copy)]
-struct Component<'a> {
-    section: &'static str,
-    targets: &'a Targets,
-    rank: Option<usize>,
-    alpha: Option<f64>,
-    learning_rate: Option<f64>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config_layers::ConfigLayers;
+    use crate::config::ConfigLayers;
+    use crate::config::Targets;
     use loralei_model::WeightType;
 
     fn plan(sets: &[&str]) -> Result<Plan, TrainError> {
@@ -406,6 +272,18 @@ mod tests {
             "lora.text_encoder.targets=[\"*.q_proj\", \" \"]",
             "lora.text_encoder.targets=cross-attention",
             "lora.unet.targets=none",
+            "lora.dropout=1",
+            "lora.rank_dropout=-0.1",
+            "lora.module_dropout=nan",
+            "lora.start_from=",
+            "noise.offset=-0.1",
+            "noise.offset_adaptive=inf",
+            "noise.pyramid_discount=1.5",
+            "noise.input_perturbation=-1",
+            "noise.max_timestep=0",
+            "loss.huber_c=0",
+            "loss.min_snr_gamma=0",
+            "loss.v_pred_like_loss=-1",
             "optimizer.learning_rate=0.0",
             "optimizer.learning_rate=inf",
             "optimizer.weight_decay=-0.1",
@@ -413,6 +291,16 @@ mod tests {
             "optimizer.beta2=-0.1",
             "optimizer.eps=0",
             "optimizer.max_grad_norm=nan",
+            "optimizer.loraplus_ratio=0",
+            "optimizer.preconditioner_damping=0",
+            "optimizer.ema_decay=1",
+            "optimizer.ema_decay=0",
+            "optimizer.prodigy.initial_d=0",
+            "optimizer.prodigy.d_coefficient=-1",
+            "optimizer.prodigy.max_d=1e-9",
+            "lora.max_norm=0",
+            "lora.text_encoder.stop_after=0",
+            "lora.text_encoder.stop_after=1.5",
             "schedule.final_ratio=1.5",
             "train.steps=0",
             "train.batch_size=0",
@@ -433,6 +321,15 @@ mod tests {
             "data.bucket_min_px=2000",
             "data.cache=",
             "model.base=",
+            "samples.steps=0",
+            "samples.prompts=[\"a dog --x 1\"]",
+            "samples.prompts_file=",
+            "validation.hold_out=1.0",
+            "validation.hold_out=-0.1",
+            "validation.images=",
+            "validation.max_images=0",
+            "validation.num_timesteps=0",
+            "validation.num_timesteps=1001",
             "output.folder=",
             "output.name=a/b",
             "output.name=..",
@@ -489,7 +386,14 @@ mod tests {
     fn a_component_takes_what_it_does_not_set_from_the_shared_settings() {
         let inherited =
             plan(&["lora.rank=8", "optimizer.learning_rate=2e-3", "lora.text_encoder.targets=full"]).unwrap();
-        let unet = ComponentPlan { targets: Targets::Attention, rank: 8, alpha: 8.0, learning_rate: 2e-3 };
+        let component = |rank, alpha, learning_rate| ComponentPlan {
+            targets: Targets::Attention,
+            rank,
+            alpha,
+            learning_rate,
+            blocks: Vec::new(),
+        };
+        let unet = component(8, 8.0, 2e-3);
         assert_eq!(inherited.unet, Some(unet.clone()));
         assert_eq!(inherited.text_encoder, Some(ComponentPlan { targets: Targets::Full, ..unet }));
 
@@ -502,8 +406,7 @@ mod tests {
             "lora.text_encoder.learning_rate=5e-5",
         ])
         .unwrap();
-        let unet = ComponentPlan { targets: Targets::Attention, rank: 16, alpha: 16.0, learning_rate: 1e-4 };
-        let text = ComponentPlan { targets: Targets::Attention, rank: 2, alpha: 1.0, learning_rate: 5e-5 };
+        let (unet, text) = (component(16, 16.0, 1e-4), component(2, 1.0, 5e-5));
         assert_eq!((own.unet, own.text_encoder), (Some(unet), Some(text)));
 
         let shared_alpha = plan(&["lora.alpha=3", "lora.unet.rank=16"]).unwrap();
@@ -533,6 +436,100 @@ mod tests {
     }
 
     #[test]
+    fn settings_of_noise_and_loss_without_effect_are_said() {
+        for (sets, key) in [
+            (&["noise.offset_random=true"][..], "noise.offset_random"),
+            (&["noise.pyramid_discount=0.5"], "noise.pyramid_discount"),
+            (&["loss.huber_c=0.2"], "loss.huber_c"),
+            (&["loss.kind=l1", "loss.huber_schedule=constant"], "loss.huber_schedule"),
+            (&["loss.weighting=debiased", "loss.min_snr_gamma=3"], "loss.min_snr_gamma"),
+            (&["lora.text_encoder.blocks=[{ layers = \"*\" }]"], "lora.text_encoder.blocks"),
+            (
+                &["lora.unet.blocks=[{ layers = \"*\", rank = 2, learning_rate_ratio = 0.0 }]"],
+                "lora.unet.blocks[0].rank",
+            ),
+            (&["lora.rslora=true"], "lora.rslora"),
+        ] {
+            let warnings = plan(sets).unwrap().warnings;
+            assert_eq!(warnings.len(), 1, "{sets:?}: {warnings:?}");
+            assert!(warnings[0].contains(&format!("`{key}`")), "{warnings:?}");
+        }
+        for sets in [
+            &["noise.offset=0.1", "noise.offset_random=true"][..],
+            &["noise.pyramid_iterations=6", "noise.pyramid_discount=0.5"],
+            &["loss.kind=smooth-l1", "loss.huber_c=0.2", "loss.huber_schedule=exponential"],
+            &["loss.weighting=min-snr", "loss.min_snr_gamma=3"],
+            &["lora.rslora=true", "lora.alpha=8"],
+        ] {
+            assert!(plan(sets).unwrap().warnings.is_empty(), "{sets:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_is_refused_by_its_number_and_key() {
+        let block = |text: &str| violated_keys(&[&format!("lora.unet.blocks=[{{ layers = \"a\" }}, {{ {text} }}]")]);
+        assert_eq!(block("rank = 2"), ["lora.unet.blocks[1].layers"]);
+        assert_eq!(block("layers = \"b\", rank = 0"), ["lora.unet.blocks[1].rank"]);
+        assert_eq!(block("layers = \"b\", alpha = -1.0"), ["lora.unet.blocks[1].alpha"]);
+        let ratio = "layers = \"b\", learning_rate_ratio = -0.5";
+        assert_eq!(block(ratio), ["lora.unet.blocks[1].learning_rate_ratio"]);
+    }
+
+    #[test]
+    fn blocks_take_what_they_do_not_set_from_their_component_and_the_first_match_counts() {
+        let blocks = "lora.unet.blocks=[{ layers = \"mid_block.*\", rank = 2 }, { layers = \"*.attn2.*\", alpha = 3.0, \
+                      learning_rate_ratio = 0.5 }, { layers = \"up*\", learning_rate_ratio = 0.0 }]";
+        let unet = plan(&["lora.rank=8", blocks]).unwrap().unet.unwrap();
+        let block = |layers: &str, rank, alpha, learning_rate_ratio| BlockPlan {
+            layers: layers.to_owned(),
+            rank,
+            alpha,
+            learning_rate_ratio,
+        };
+        let expected = [block("mid_block.*", 2, 2.0, 1.0), block("*.attn2.*", 8, 3.0, 0.5), block("up*", 8, 8.0, 0.0)];
+        assert_eq!(unet.blocks, expected);
+        let ratios = [("mid_block.0.attn2.to_k", 1.0), ("up.0.attn2.to_k", 0.5), ("up.0.attn1", 0.0), ("down.0", 1.0)];
+        for (path, ratio) in ratios {
+            assert!((unet.ratio_of(path) - ratio).abs() < 1e-12, "{path}");
+        }
+        let shared_alpha = plan(&["lora.alpha=3", blocks]).unwrap().unet.unwrap();
+        assert_eq!(shared_alpha.blocks[0].alpha, 3.0);
+        assert_eq!(plan(&["lora.rank=8", blocks]).unwrap().training_size(64, 64).rank, 8);
+        let large = plan(&["lora.unet.blocks=[{ layers = \"a\", rank = 32 }]"]).unwrap();
+        assert_eq!(large.training_size(64, 64).rank, 32);
+    }
+
+    #[test]
+    fn rslora_divides_alpha_by_the_root_of_each_rank() {
+        let blocks = "lora.unet.blocks=[{ layers = \"a\", rank = 4 }]";
+        let unet = plan(&["lora.rank=16", "lora.alpha=6", "lora.rslora=true", blocks]).unwrap().unet.unwrap();
+        assert!((unet.alpha / 16.0 - 6.0 / 4.0).abs() < 1e-12);
+        assert!((unet.blocks[0].alpha / 4.0 - 6.0 / 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_the_base_cannot_do_is_refused_when_it_is_known() {
+        use loralei_model::{NoiseSchedule, SchedulerConfig};
+        let refused = |set: &str, prediction_type| {
+            let config = SchedulerConfig { prediction_type, ..SchedulerConfig::default() };
+            plan(&[set]).unwrap().check_objective(&NoiseSchedule::new(&config)).err().map(|violation| violation.key)
+        };
+        for (set, of_noise, of_velocity) in [
+            ("noise.max_timestep=1001", true, true),
+            ("noise.max_timestep=1000", false, false),
+            ("noise.min_timestep=1000", true, true),
+            ("noise.min_timestep=999", false, false),
+            ("loss.weighting=v-like-noise", true, false),
+            ("loss.weighting=debiased", false, false),
+            ("loss.v_pred_like_loss=0.5", false, true),
+        ] {
+            let key = set.split_once('=').unwrap().0.to_owned();
+            assert_eq!(refused(set, Prediction::Epsilon), of_noise.then_some(key.clone()), "{set}");
+            assert_eq!(refused(set, Prediction::VPrediction), of_velocity.then_some(key), "{set}");
+        }
+    }
+
+    #[test]
     fn a_source_that_cannot_be_is_refused_by_its_number_and_key() {
         let source = |text: &str| violated_keys(&[&format!("data.sources=[{{ images = \"b\", {text} }}]")]);
         assert_eq!(source("repeats = 0"), ["data.sources[0].repeats"]);
@@ -558,8 +555,42 @@ mod tests {
     }
 
     #[test]
+    fn a_run_is_measured_on_what_the_settings_name() {
+        let measured_on = |sets: &[&str]| plan(sets).unwrap().validation.map(|validation| validation.measured_on);
+        assert_eq!(measured_on(&[]), Some(MeasuredOn::Training));
+        assert_eq!(measured_on(&["validation.hold_out=0.2"]), Some(MeasuredOn::HeldOut(0.2)));
+        let both = ["validation.hold_out=0.2", "validation.images=others"];
+        assert_eq!(measured_on(&both), Some(MeasuredOn::Folder(PathBuf::from("others"))));
+        assert_eq!(measured_on(&["validation.every_steps=0"]), None);
+        let leak = |sets: &[&str]| plan(sets).unwrap().validation.unwrap().leak;
+        assert_eq!([leak(&[]), leak(&["data.trigger=sks"])], [false, true]);
+        assert!(!leak(&["data.trigger=sks", "validation.leak=false"]));
+        assert_eq!(plan(&["validation.patience=0"]).unwrap().validation.unwrap().patience, None);
+    }
+
+    #[test]
+    fn settings_of_validation_and_pictures_without_effect_are_said() {
+        let warnings = |sets: &[&str]| plan(sets).unwrap().warnings;
+        for sets in [
+            &["validation.hold_out=0.2", "validation.images=others"][..],
+            &["validation.patience=3"],
+            &["validation.every_steps=0", "validation.hold_out=0.1"],
+            &["samples.every_steps=50"],
+        ] {
+            assert_eq!(warnings(sets).len(), 1, "{sets:?}");
+        }
+        for sets in [
+            &["validation.patience=3", "validation.hold_out=0.2"][..],
+            &["validation.every_steps=0"],
+            &["samples.every_steps=50", "samples.prompts=[\"a\"]"],
+        ] {
+            assert!(warnings(sets).is_empty(), "{sets:?}");
+        }
+    }
+
+    #[test]
     fn zero_turns_clipping_off() {
-        assert_eq!(plan(&["optimizer.max_grad_norm=0"]).unwrap().max_grad_norm, None);
-        assert_eq!(plan(&["optimizer.max_grad_norm=0.5"]).unwrap().max_grad_norm, Some(0.5));
+        assert_eq!(plan(&["optimizer.max_grad_norm=0"]).unwrap().optimizer.max_grad_norm, None);
+        assert_eq!(plan(&["optimizer.max_grad_norm=0.5"]).unwrap().optimizer.max_grad_norm, Some(0.5));
     }
 }

@@ -9,14 +9,19 @@ use toml::de::DeTable;
 use toml::{Table, Value};
 
 use crate::config::TrainConfig;
-use crate::config_keys::{KEYS, is_config_key, is_section, nearest_config_key};
+use crate::config::keys::{KEYS, is_config_key, is_section, nearest_config_key};
 use crate::error::TrainError;
 
 /// The built-in presets: name and TOML text.
-pub const PRESETS: [(&str, &str); 3] = [
-    ("style-sd15", include_str!("../../../configs/style-sd15.toml")),
-    ("subject-sd15", include_str!("../../../configs/subject-sd15.toml")),
-    ("subject-sd21", include_str!("../../../configs/subject-sd21.toml")),
+pub const PRESETS: [(&str, &str); 8] = [
+    ("concept-sd15", include_str!("../../../../configs/concept-sd15.toml")),
+    ("concept-sd21", include_str!("../../../../configs/concept-sd21.toml")),
+    ("style-emoji", include_str!("../../../../configs/style-emoji.toml")),
+    ("style-sd15", include_str!("../../../../configs/style-sd15.toml")),
+    ("style-sd21", include_str!("../../../../configs/style-sd21.toml")),
+    ("subject-emoji", include_str!("../../../../configs/subject-emoji.toml")),
+    ("subject-sd15", include_str!("../../../../configs/subject-sd15.toml")),
+    ("subject-sd21", include_str!("../../../../configs/subject-sd21.toml")),
 ];
 
 /// Where a value came from, weakest first.
@@ -171,6 +176,14 @@ impl TrainConfig {
     }
 }
 
+impl TrainConfig {
+    /// Every setting that has a value: dotted key and value, as text.
+    pub(crate) fn values(&self) -> Vec<(String, String)> {
+        let table = Table::try_from(self).unwrap_or_default();
+        leaves(&table).into_iter().map(|(key, value)| (key, value.to_string())).collect()
+    }
+}
+
 impl ResolvedConfig {
     /// As [`TrainConfig::to_toml`], with the origin of each value that is not a default in a comment behind it.
     pub fn to_toml(&self) -> String {
@@ -191,7 +204,7 @@ fn written(config: &TrainConfig, origins: &BTreeMap<String, Origin>) -> String {
             section = parent;
         }
         let comment = origins.get(key).map(|origin| format!("  # {origin}")).unwrap_or_default();
-        let _ = writeln!(text, "{name} = {value}{}", one_line(&comment));
+        let _ = writeln!(text, "{name} = {}{}", value_text(value), one_line(&comment));
     }
     text
 }
@@ -232,7 +245,7 @@ fn first_unknown_key(section: &str, table: &DeTable<'_>) -> Option<(String, usiz
 }
 
 /// All values of a table by dotted key.
-fn leaves(table: &Table) -> Vec<(String, Value)> {
+pub(super) fn leaves(table: &Table) -> Vec<(String, Value)> {
     let mut found = Vec::new();
     for (name, value) in table {
         match value {
@@ -258,7 +271,15 @@ fn insert(table: &mut Table, key: &str, value: Value) {
     }
 }
 
-fn one_line(message: &str) -> String {
+/// A value as TOML, small numbers as `1e-8`.
+pub(crate) fn value_text(value: &Value) -> String {
+    match value {
+        Value::Float(number) if *number != 0.0 && number.abs() < 1e-3 => format!("{number:e}"),
+        _ => value.to_string(),
+    }
+}
+
+pub(crate) fn one_line(message: &str) -> String {
     message.replace(['\n', '\r'], " ")
 }
 
@@ -320,7 +341,11 @@ mod tests {
         layers.set("preset=subject").unwrap();
         let error = layers.resolve().unwrap_err();
         assert_eq!(error.to_string(), "--set: unknown preset `subject`");
-        assert_eq!(error.hint().unwrap(), "presets: style-sd15, subject-sd15, subject-sd21");
+        let hint = error.hint().unwrap();
+        assert!(
+            hint.starts_with("presets: concept-sd15, ") && hint.ends_with(", subject-sd15, subject-sd21"),
+            "{hint}"
+        );
     }
 
     #[test]
@@ -366,7 +391,7 @@ mod tests {
         let patterns = ["*.attn2.to_k", "*.attn2.to_v"].map(str::to_string).to_vec();
         assert_eq!(config.lora.unet.targets, Targets::Patterns(patterns));
         assert_eq!(config.lora.text_encoder.targets, Targets::Full);
-        assert!((config.optimizer.learning_rate - 2e-3).abs() < 1e-18);
+        assert_eq!(config.optimizer.learning_rate, Some(2e-3));
         assert_eq!(config.lora.alpha.map(f64::to_bits), Some(3.0f64.to_bits()), "an integer where a number belongs");
     }
 
@@ -404,7 +429,7 @@ mod tests {
         assert!(text.contains("\n[lora.unet]\n"), "{text}");
         assert!(text.contains("rank = 8  # preset subject-sd21\n"), "{text}");
         assert!(text.contains("seed = 9223372036854775807  # --set\n"), "{text}");
-        assert!(text.contains("beta2 = 0.999\n"), "a default has no comment: {text}");
+        assert!(text.contains("weight_decay = 0.01\n"), "a default has no comment: {text}");
     }
 
     #[test]
@@ -420,6 +445,20 @@ mod tests {
             layers.set("data.images=photos").unwrap();
             let plan = Plan::new(&layers.resolve().unwrap().config).unwrap();
             assert!(plan.warnings.is_empty(), "{name}: {:?}", plan.warnings);
+        }
+    }
+
+    #[test]
+    fn a_preset_has_the_size_of_its_base_and_what_its_goal_needs() {
+        for (name, text) in PRESETS {
+            let config: TrainConfig = toml::from_str(text).unwrap();
+            let (goal, base) = name.split_once('-').unwrap();
+            let size_px = [("emoji", 64), ("sd15", 512), ("sd21", 768)].into_iter().find(|(of, _)| *of == base);
+            assert_eq!(config.data.size_px, size_px.unwrap().1, "{name}");
+            assert_eq!(config.prior.kind == crate::PriorKind::Base, goal == "subject", "{name}");
+            assert_eq!(config.lora.text_encoder.targets == Targets::None, goal == "style", "{name}");
+            let num_keys = leaves(&toml::from_str(text).unwrap()).len();
+            assert!((9..=16).contains(&num_keys), "{name}: {num_keys} settings");
         }
     }
 
