@@ -1,9 +1,40 @@
 //! A page as it is put together. Markup is what the program itself says (`&'static str`); everything else is text and
 //! arrives as text, whatever it holds.
 
+use std::io;
+
+/// Most pages are smaller: room from the start costs nothing, and a text that grows is there twice while it does.
+const USUAL_BYTES: usize = 1 << 20;
+
 /// HTML that grows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Html(String);
+
+impl Default for Html {
+    fn default() -> Self {
+        Self(String::with_capacity(USUAL_BYTES))
+    }
+}
+
+/// Takes JSON and puts it behind a text, with every `<` escaped.
+struct WithoutMarkup<'a>(&'a mut String);
+
+impl io::Write for WithoutMarkup<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = std::str::from_utf8(bytes).map_err(io::Error::other)?;
+        let mut parts = text.split('<');
+        self.0.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            self.0.push_str("\\u003c");
+            self.0.push_str(part);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 impl Html {
     /// Markup of the program's own.
@@ -32,8 +63,7 @@ impl Html {
     /// The content of a `script` of type `application/json`. JSON needs `<` only within strings, where it may be
     /// escaped: so no text can end the element or begin a comment.
     pub(crate) fn json(&mut self, value: &impl serde::Serialize) -> Result<&mut Self, serde_json::Error> {
-        let json = serde_json::to_string(value)?;
-        self.0.push_str(&json.replace('<', "\\u003c"));
+        serde_json::to_writer(WithoutMarkup(&mut self.0), value)?;
         Ok(self)
     }
 

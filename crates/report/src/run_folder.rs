@@ -17,38 +17,69 @@ use crate::settings_text::Settings;
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub(crate) struct StepMetrics {
     step: u32,
-    loss: Option<f32>,
-    learning_rate: Option<f32>,
-    grad_norm: Option<f32>,
+    #[serde(default)]
+    loss: Figure,
+    #[serde(default)]
+    learning_rate: Figure,
+    #[serde(default)]
+    grad_norm: Figure,
     /// Prodigy's step size.
-    d: Option<f32>,
+    #[serde(default)]
+    d: Figure,
     /// Modules whose norm was cut.
-    num_scaled: Option<f32>,
+    #[serde(default)]
+    num_scaled: Figure,
+}
+
+/// A number in four bytes; NaN where there is none.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(from = "Option<f32>")]
+struct Figure(f32);
+
+impl From<Option<f32>> for Figure {
+    fn from(number: Option<f32>) -> Self {
+        Self(number.unwrap_or(f32::NAN))
+    }
+}
+
+impl Default for Figure {
+    fn default() -> Self {
+        None.into()
+    }
+}
+
+impl Figure {
+    fn get(self) -> Option<f64> {
+        Some(f64::from(self.0)).filter(|number| !number.is_nan())
+    }
 }
 
 impl StepMetrics {
+    /// Bytes of its line in the file, at least.
+    const MIN_LINE_BYTES: u64 = 64;
+
     pub(crate) fn step(&self) -> u64 {
         u64::from(self.step)
     }
 
     pub(crate) fn loss(&self) -> Option<f64> {
-        self.loss.map(f64::from)
+        self.loss.get()
     }
 
     pub(crate) fn learning_rate(&self) -> Option<f64> {
-        self.learning_rate.map(f64::from)
+        self.learning_rate.get()
     }
 
     pub(crate) fn grad_norm(&self) -> Option<f64> {
-        self.grad_norm.map(f64::from)
+        self.grad_norm.get()
     }
 
     pub(crate) fn d(&self) -> Option<f64> {
-        self.d.map(f64::from)
+        self.d.get()
     }
 
     pub(crate) fn num_scaled(&self) -> Option<f64> {
-        self.num_scaled.map(f64::from)
+        self.num_scaled.get()
     }
 }
 
@@ -167,7 +198,10 @@ impl RunRecord {
         record.summary = record.json(folder, "summary.json")?;
         record.data = record.json(folder, "data.json")?;
 
-        let (mut metrics, mut validation, mut samples) = (Vec::new(), Vec::new(), Vec::new());
+        // Room for all from the start: a list that grows is there twice while it does.
+        let num_bytes = fs::metadata(folder.join("metrics.jsonl")).map_or(0, |file| file.len());
+        let mut metrics = Vec::with_capacity((num_bytes / StepMetrics::MIN_LINE_BYTES) as usize);
+        let (mut validation, mut samples) = (Vec::new(), Vec::new());
         record.lines(folder, "metrics.jsonl", |line| json_lines::add_step(&mut metrics, line, StepMetrics::step))?;
         record.lines(folder, "validation.jsonl", |line: Validation| {
             json_lines::add_step(&mut validation, line, |line| line.step);
