@@ -377,9 +377,7 @@ impl TrainError {
                 "go on with the settings of `[optimizer]` and `[lora]` that the run was begun with".to_string()
             }
             TrainError::StartDiffers { .. } => {
-                "set `lora.rank`, `lora.unet.targets` and `lora.text_encoder.targets` to those of the file; `loralei inspect` \
-                 lists its modules"
-                    .to_string()
+                "set `lora.rank`, `lora.unet.targets` and `lora.text_encoder.targets` to those of the file".to_string()
             }
             TrainError::StepWeight { .. } => "give at least one sample of every step a weight above 0".to_string(),
             TrainError::Disk { .. } => {
