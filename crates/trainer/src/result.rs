@@ -37,11 +37,11 @@ pub(crate) struct AdapterFile<'a> {
 }
 
 impl WrittenAdapter {
-    /// Whether something was learned, in every module, and whether other programs will load all of it.
+    /// The file, read back: it is said where a module learned nothing, and where other programs will not load all of it.
     ///
     /// # Errors
     /// A file that cannot be read any more.
-    pub(crate) fn check(&self, events: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+    pub(crate) fn checked(&self, events: &mut dyn FnMut(Event)) -> Result<Adapter, TrainError> {
         let adapter = Adapter::read(&self.path)?;
         for issue in adapter.portability_issues() {
             events(Event::Warning { message: issue.to_string() });
@@ -52,7 +52,7 @@ impl WrittenAdapter {
                 format!("{} of {} modules learned nothing, first `{first}`", idle.len(), adapter.modules.len());
             events(Event::Warning { message });
         }
-        Ok(())
+        Ok(adapter)
     }
 }
 

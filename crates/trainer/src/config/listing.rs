@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use super::layers::{Origin, ResolvedConfig, leaves, one_line, value_text};
 use super::{Dtype, OptimizerKind, Targets, WeightDtype, keys::KEYS};
-use crate::plan::Plan;
+use crate::plan::{Plan, usual_snapshot_steps, usual_validation_steps};
 
 /// A setting: its value, or what stands in for one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -98,7 +98,7 @@ impl ResolvedConfig {
             "lora" => self.of_unset_factors(key),
             "optimizer" => self.of_unset_optimizer(key),
             "validation" if key == "validation.every_steps" => {
-                format!("{}, a fifth of the run and at least 100", (config.train.steps / 5).max(100))
+                format!("{}, a fifth of the run and at least 100", usual_validation_steps(config.train.steps))
             }
             "output" => self.of_unset_output(key, plan),
             _ => match key {
@@ -171,7 +171,7 @@ impl ResolvedConfig {
             ("output.name", Some(plan)) => format!("{}, after the folder", plan.output_name),
             ("output.name", None) => "the name of the folder".to_owned(),
             ("output.save_every_steps", _) => {
-                format!("{}, a tenth of the run", (self.config.train.steps / 10).max(1))
+                format!("{}, a tenth of the run", usual_snapshot_steps(self.config.train.steps))
             }
             _ => "none".to_owned(),
         }

@@ -24,6 +24,7 @@ pub use components::{BlockPlan, ComponentPlan};
 pub use data::{DataPlan, PriorPlan, PriorTerm, SourcePlan};
 pub use optimizer::OptimizerPlan;
 pub use output::{CardPlan, MeasuredOn, ValidationPlan};
+pub(crate) use output::{usual_snapshot_steps, usual_validation_steps};
 
 /// Which base model.
 #[derive(Debug, Clone, PartialEq, Eq)]

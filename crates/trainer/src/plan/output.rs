@@ -11,6 +11,19 @@ const USUAL_PARTS: u64 = 5;
 /// Steps between measurements at least, likewise.
 const LEAST_STEPS: u64 = 100;
 
+/// Snapshots of a run, likewise.
+const USUAL_SNAPSHOTS: u64 = 10;
+
+/// Steps between measurements of a run of `num_steps` steps, where the settings do not say.
+pub(crate) fn usual_validation_steps(num_steps: u64) -> u64 {
+    num_steps.div_ceil(USUAL_PARTS).max(LEAST_STEPS)
+}
+
+/// Steps between its snapshots, likewise.
+pub(crate) fn usual_snapshot_steps(num_steps: u64) -> u64 {
+    num_steps.div_ceil(USUAL_SNAPSHOTS).max(1)
+}
+
 /// What a run is measured on, and when.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ValidationPlan {
@@ -43,7 +56,7 @@ impl ValidationPlan {
     /// Whether a run of `num_steps` steps is measured when `step` of them are made: before the first, at intervals, after the
     /// last.
     pub fn is_due(&self, step: u64, num_steps: u64) -> bool {
-        let every_steps = self.every_steps.unwrap_or_else(|| num_steps.div_ceil(USUAL_PARTS).max(LEAST_STEPS));
+        let every_steps = self.every_steps.unwrap_or_else(|| usual_validation_steps(num_steps));
         step == 0 || step == num_steps || step.is_multiple_of(every_steps)
     }
 }

@@ -17,7 +17,6 @@ mod steps;
 
 use std::time::Instant;
 
-use loralei_adapter::Adapter;
 use loralei_data::Depth;
 use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, peak_device_bytes};
 
@@ -208,7 +207,7 @@ impl Run<'_> {
         journal: &mut Journal,
     ) -> Result<Finished, TrainError> {
         let written = steps.write_adapter(self.folder.adapter(), journal)?;
-        written.check(&mut |event| journal.say(event))?;
+        let adapter = written.checked(&mut |event| journal.say(event))?;
         let (observation, losses) = (steps.observation(), steps.losses()?);
         let (first, last) = observation.first_and_last_pictures();
         // The adapter is on the disk: pictures that somebody took away are no reason to end with an error.
@@ -222,7 +221,7 @@ impl Run<'_> {
             losses: &losses,
             validation: observation.history().points(),
             written: &written,
-            adapter: &Adapter::read(&written.path)?,
+            adapter: &adapter,
         };
         let summary = RunSummary::of(&record);
         summary.write(self.folder.path())?;

@@ -20,7 +20,7 @@ use crate::error::TrainError;
 use crate::event::{Event, StepReport};
 use crate::memory::resident_bytes;
 use crate::network::Network;
-use crate::plan::Plan;
+use crate::plan::{Plan, usual_snapshot_steps};
 use crate::result::{AdapterFile, WrittenAdapter};
 use crate::smoothed_loss::SmoothedLoss;
 use crate::training_data::TrainingData;
@@ -29,8 +29,6 @@ use crate::update::StepUnderWay;
 
 /// Steps between two readings on a card.
 const READ_EVERY_STEPS: usize = 10;
-/// Snapshots in a run, where the settings do not say.
-const USUAL_SNAPSHOTS: u64 = 10;
 
 /// What a run works with.
 #[derive(Clone, Copy)]
@@ -220,7 +218,7 @@ impl<'a> Steps<'a> {
     }
 
     fn save_every_steps(&self) -> u64 {
-        self.plan.save_every_steps.unwrap_or_else(|| self.plan.steps.div_ceil(USUAL_SNAPSHOTS))
+        self.plan.save_every_steps.unwrap_or_else(|| usual_snapshot_steps(self.plan.steps))
     }
 
     /// Waits for the numbers of all steps made, and reports them.
