@@ -2,13 +2,11 @@
 //
 //   npm install && node screenshots.mjs PAGE.html OUT_FOLDER
 //
-// Prints one line for each claim and ends with 1 if one is false. CHROMIUM names the browser, else /usr/bin/chromium.
+// Prints one line for each claim and ends with 1 if one is false.
 
-import { readFileSync, mkdirSync } from "node:fs";
-import { createRequire } from "node:module";
+import { mkdirSync } from "node:fs";
 import path from "node:path";
-import { pathToFileURL } from "node:url";
-import { chromium } from "playwright-core";
+import { addressOf, browser, check, finish, open as openPage, overflow, reach as reachIn, violations } from "./checked_browser.mjs";
 
 const [page_path, out] = process.argv.slice(2);
 if (!page_path || !out) {
@@ -16,37 +14,9 @@ if (!page_path || !out) {
   process.exit(2);
 }
 mkdirSync(out, { recursive: true });
-const address = pathToFileURL(path.resolve(page_path)).href;
+const address = addressOf(page_path);
 const folder = new URL(".", address).href;
-const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-
-let num_wrong = 0;
-function check(claim, is_true, detail = "") {
-  if (!is_true) num_wrong += 1;
-  console.log(`${is_true ? "ok   " : "WRONG"} ${claim}${detail !== "" && !is_true ? `: ${detail}` : ""}`);
-}
-
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-});
-
-/** A page of its own, with what it says and asks for. */
-async function open(colorScheme, width, height, reducedMotion = "reduce") {
-  const context = await browser.newContext({ colorScheme, viewport: { width, height }, reducedMotion, bypassCSP: false });
-  const page = await context.newPage();
-  const said = [];
-  const asked = [];
-  page.on("console", (message) => ["error", "warning"].includes(message.type()) && said.push(message.text()));
-  page.on("pageerror", (error) => said.push(String(error)));
-  page.on("dialog", (dialog) => (said.push(`dialog ${dialog.message()}`), dialog.dismiss()));
-  page.on("request", (request) => asked.push(request.url()));
-  await page.goto(address);
-  await page.waitForTimeout(300);
-  return { context, page, said, asked };
-}
-
-const overflow = (page) => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+const open = (...view) => openPage(address, ...view);
 
 /** Canvases of which at least one pixel is not empty, and all of them. */
 const drawn = (page) =>
@@ -55,13 +25,6 @@ const drawn = (page) =>
     const is_drawn = (canvas) => new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer).some((pixel) => pixel !== 0);
     return [canvases.filter(is_drawn).length, canvases.length];
   });
-
-/** Violations of WCAG and axe's own rules. A script that the page's policy does not know is put in by the debugger. */
-async function violations(page) {
-  await page.evaluate(axe);
-  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
-  return violations.flatMap(({ id, nodes }) => nodes.map(({ html, any }) => `${id} ${html.slice(0, 120)} ${any[0]?.message ?? ""}`));
-}
 
 for (const scheme of ["light", "dark"]) {
   for (const [width, height] of [[1280, 900], [360, 740]]) {
@@ -90,14 +53,7 @@ for (const scheme of ["light", "dark"]) {
 
 {
   const { context, page, said } = await open("light", 1280, 900);
-  const reach = async (id) => {
-    await page.evaluate(() => document.activeElement?.blur());
-    for (let i = 0; i < 120; i++) {
-      await page.keyboard.press("Tab");
-      if (await page.evaluate((id) => document.activeElement?.id === id, id)) return true;
-    }
-    return false;
-  };
+  const reach = (id) => reachIn(page, `#${id}`);
   const has = async (id) => (await page.locator(`#${id}`).count()) > 0;
   const outline = () => page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
 
@@ -214,6 +170,4 @@ for (const scheme of ["light", "dark"]) {
   await context.close();
 }
 
-await browser.close();
-console.log(num_wrong === 0 ? "all as it should be" : `${num_wrong} wrong`);
-process.exit(num_wrong === 0 ? 0 : 1);
+await finish();

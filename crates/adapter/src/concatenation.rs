@@ -37,8 +37,8 @@ impl Adapter {
     }
 }
 
-/// The sum of modules that have passed their check.
-fn concatenate(name: &str, terms: &[(&LoraModule, f32)]) -> Result<LoraModule, AdapterError> {
+/// The sum of modules that have passed their check, with alpha = rank. One alone gets its scale into `up`.
+pub(crate) fn concatenate(name: &str, terms: &[(&LoraModule, f32)]) -> Result<LoraModule, AdapterError> {
     let weight = terms.first().map(|(module, _)| weight_shape(module)).unwrap_or_default();
     for (module, _) in terms {
         let second = weight_shape(module);
@@ -73,7 +73,7 @@ fn concatenate(name: &str, terms: &[(&LoraModule, f32)]) -> Result<LoraModule, A
 }
 
 /// The shape of the weight that a module changes: (out, in) or (out, in, kh, kw).
-fn weight_shape(module: &LoraModule) -> Vec<usize> {
+pub(crate) fn weight_shape(module: &LoraModule) -> Vec<usize> {
     module.up.shape.iter().take(1).chain(module.down.shape.iter().skip(1)).copied().collect()
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::Dtype;
+use crate::{BaseFamily, Dtype};
 
 /// The error of this crate. Display is one line; [`AdapterError::hint`] says what the user can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ pub enum AdapterError {
     Overflow { tensor: String, value: f32, dtype: Dtype },
     #[error("{tensor} holds a value that is not a finite number")]
     NonFinite { tensor: String },
-    #[error("{}: {key} is no key of a plain kohya LoRA", .path.display())]
+    #[error("{}: {key} is no key of an adapter that is known", .path.display())]
     UnknownKey { path: PathBuf, key: String },
     #[error("{}: no LoRA module inside", .path.display())]
     NoModules { path: PathBuf },
@@ -98,6 +98,36 @@ pub enum AdapterError {
     BadModuleName { module: String },
     #[error("the metadata entry {key} does not go together with kohya keys")]
     ForbiddenMetadata { key: String },
+    #[error("{}: no adapter in this folder", .path.display())]
+    NoAdapter { path: PathBuf },
+    #[error("{}: the adapter's settings cannot be used: {problem}", .path.display())]
+    AdapterSettings { path: PathBuf, problem: String },
+    #[error("{}: {num_pairs} pairs of factors ({part}) are not those of the layers below {classes}", .path.display())]
+    LayerOrder { path: PathBuf, part: &'static str, num_pairs: usize, classes: String },
+    #[error("{module} is changed by {kind}, which two factors cannot give")]
+    NotLowRank { module: String, kind: &'static str },
+    #[error("{module}: {format} cannot carry it: {reason}")]
+    CannotCarry { module: String, format: &'static str, reason: String },
+    #[error("{module}: {} make no {kind}", .shapes.join(", "))]
+    ChangeShapes { module: String, kind: &'static str, shapes: Vec<String> },
+    #[error("{module}: a weight of shape {shape:?} is larger than any of a real model")]
+    ChangeTooLarge { module: String, shape: Vec<usize> },
+    #[error("{module} has no {leaf}")]
+    MissingLeaf { module: String, leaf: String },
+    #[error("{module}.{leaf} belongs to no known kind of change")]
+    UnknownLeaf { module: String, leaf: String },
+    #[error("the change of a {kind} depends on the weight that it changes")]
+    NeedsWeight { kind: &'static str },
+    #[error("{module}: its singular values cannot be computed")]
+    NoSingularValues { module: String },
+    #[error("an adapter cannot be resized to {setting}")]
+    BadResize { setting: String },
+    #[error("{setting} must be {expected}, not {value}")]
+    ComposeSetting { setting: &'static str, value: String, expected: &'static str },
+    #[error("{module}: the recorded inputs are not those of this layer")]
+    LayerGramShape { module: String },
+    #[error("{first} is for {}, {second} for {}", .first_family.name(), .second_family.name())]
+    BaseFamilies { first: String, first_family: BaseFamily, second: String, second_family: BaseFamily },
 }
 
 /// Files that people take for safetensors files, recognised by their first bytes.
@@ -193,6 +223,25 @@ impl AdapterError {
             AdapterError::WeightShapes { .. } => "adapters of different base models cannot be used together",
             AdapterError::BadScale { .. } => "give a finite number, such as 1, 0.7 or -0.5",
             AdapterError::ForbiddenMetadata { .. } => "diffusers refuses a file that has both; leave the entry out",
+            AdapterError::NoAdapter { .. } => {
+                "a folder of PEFT has adapter_config.json, one of diffusers pytorch_lora_weights.safetensors"
+            }
+            AdapterError::AdapterSettings { .. } => "get the file again, or save the adapter as plain LoRA",
+            AdapterError::LayerOrder { .. } => {
+                "such files hold no names; only those for Stable Diffusion 1.x and 2.x can be told apart"
+            }
+            AdapterError::NotLowRank { .. } => "merge it into a base with `loralei adapter merge` instead",
+            AdapterError::CannotCarry { .. } => "convert to kohya, which carries everything",
+            AdapterError::ChangeShapes { .. }
+            | AdapterError::ChangeTooLarge { .. }
+            | AdapterError::MissingLeaf { .. } => {
+                "the file is damaged, or was not written by a program that trains adapters"
+            }
+            AdapterError::UnknownLeaf { .. } => "LoRA, LoCon, LoHa, LoKr, DoRA and whole differences are read",
+            AdapterError::NeedsWeight { .. } => "give the base with --base",
+            AdapterError::NoSingularValues { .. } => "a number is not finite, or far too large",
+            AdapterError::BadResize { .. } => "give a rank from 1 on, or a share above 0 and at most 1, such as 0.95",
+            AdapterError::BaseFamilies { .. } => "compose adapters of one family of base models",
             _ => return None,
         };
         Some(hint.to_owned())

@@ -100,6 +100,19 @@ pub fn parse_kohya_key(key: &str) -> Option<(&str, Leaf)> {
     Some((module, leaf))
 }
 
+/// Module and leaf of any key with kohya's module name, whatever the leaf: `lora_unet_a.hada_w1_a`.
+pub fn split_kohya_key(key: &str) -> Option<(&str, &str)> {
+    let (module, leaf) = key.split_once('.')?;
+    let component = Component::of_module(module)?;
+    (module.len() > component.prefix().len() && !leaf.is_empty()).then_some((module, leaf))
+}
+
+/// The learned token that some trainers put beside the modules: `bundle_emb.<token>.string_to_param.*`.
+pub(crate) fn bundled_embedding(key: &str) -> Option<&str> {
+    let (token, _) = key.strip_prefix("bundle_emb.")?.split_once('.')?;
+    (!token.is_empty()).then_some(token)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

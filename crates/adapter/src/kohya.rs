@@ -104,7 +104,7 @@ impl Adapter {
             return Err(AdapterError::ForbiddenMetadata { key: PEFT_METADATA_KEY.to_owned() });
         }
         let tensors = self.tensors(dtype.into());
-        let metadata = self.metadata_with_hashes(&tensors)?;
+        let metadata = metadata_with_hashes(&self.metadata, &tensors)?;
         let metadata_bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
         if metadata_bytes > WELL_READ_METADATA_BYTES {
             tracing::warn!(path = %path.display(), metadata_bytes, "some programs do not show metadata of over 1 MiB");
@@ -132,20 +132,21 @@ impl Adapter {
         }
         tensors
     }
+}
 
-    fn metadata_with_hashes(
-        &self,
-        tensors: &BTreeMap<String, TensorView<'_>>,
-    ) -> Result<BTreeMap<String, String>, AdapterError> {
-        let hashes = AdapterHashes::of(tensors, &self.metadata)?;
-        let mut metadata = self.metadata.clone();
-        if metadata.keys().any(|key| key.starts_with("modelspec.")) {
-            metadata.insert("modelspec.hash_sha256".to_owned(), format!("0x{}", hashes.model));
-        }
-        metadata.insert("sshs_model_hash".to_owned(), hashes.model);
-        metadata.insert("sshs_legacy_hash".to_owned(), hashes.legacy);
-        Ok(metadata)
+/// The metadata with the hashes of these tensors in place of what it has.
+pub(crate) fn metadata_with_hashes(
+    metadata: &BTreeMap<String, String>,
+    tensors: &BTreeMap<String, TensorView<'_>>,
+) -> Result<BTreeMap<String, String>, AdapterError> {
+    let hashes = AdapterHashes::of(tensors, metadata)?;
+    let mut metadata = metadata.clone();
+    if metadata.keys().any(|key| key.starts_with("modelspec.")) {
+        metadata.insert("modelspec.hash_sha256".to_owned(), format!("0x{}", hashes.model));
     }
+    metadata.insert("sshs_model_hash".to_owned(), hashes.model);
+    metadata.insert("sshs_legacy_hash".to_owned(), hashes.legacy);
+    Ok(metadata)
 }
 
 fn read_module(file: &TensorFile, name: &str) -> Result<LoraModule, AdapterError> {

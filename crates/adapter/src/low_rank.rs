@@ -20,7 +20,7 @@ impl Array {
         self.data.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
     }
 
-    fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.shape.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim)) == Some(self.data.len())
     }
 }

@@ -26,7 +26,7 @@ pub enum BaseVersion {
 }
 
 impl BaseVersion {
-    fn ss_name(self) -> &'static str {
+    pub(crate) fn ss_name(self) -> &'static str {
         match self {
             Self::SdV1 => "sd_v1",
             Self::SdV2 => "sd_v2",
@@ -35,7 +35,7 @@ impl BaseVersion {
         }
     }
 
-    fn architecture(self) -> &'static str {
+    pub(crate) fn architecture(self) -> &'static str {
         match self {
             Self::SdV1 => "stable-diffusion-v1/lora",
             Self::SdV2 => "stable-diffusion-v2-512/lora",
@@ -45,7 +45,7 @@ impl BaseVersion {
     }
 
     /// Whose module names the tensors have, as sd-scripts states it.
-    fn implementation(self) -> &'static str {
+    pub(crate) fn implementation(self) -> &'static str {
         match self {
             Self::SdxlBaseV1 => "https://github.com/Stability-AI/generative-models",
             _ => "diffusers",

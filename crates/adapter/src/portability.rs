@@ -44,7 +44,10 @@ impl std::fmt::Display for PortabilityIssue {
         match self {
             Self::MixedRanks { component, ranks } => {
                 let prefix = component.prefix();
-                write!(f, "{prefix}* has the ranks {ranks:?}: diffusers scales those that differ from most wrongly")
+                write!(
+                    f,
+                    "{prefix}* has the ranks {ranks:?}: diffusers 0.35 scales those that differ from most wrongly"
+                )
             }
             Self::MixedAlphas { component } => {
                 let prefix = component.prefix();
@@ -90,12 +93,12 @@ impl Adapter {
     }
 
     fn uneven_scales(&self) -> Vec<PortabilityIssue> {
-        let mut by_component: BTreeMap<Component, (BTreeSet<usize>, BTreeSet<u32>)> = BTreeMap::new();
+        let mut by_component: BTreeMap<Component, (BTreeSet<usize>, BTreeSet<Option<u32>>)> = BTreeMap::new();
         for (name, module) in &self.modules {
             let Some(component) = Component::of_module(name) else { continue };
             let (ranks, alphas) = by_component.entry(component).or_default();
             ranks.insert(module.rank());
-            alphas.insert(module.alpha.unwrap_or(module.rank() as f32).to_bits());
+            alphas.insert(module.alpha.map(f32::to_bits));
         }
         let mut issues = Vec::new();
         for (component, (ranks, alphas)) in by_component {

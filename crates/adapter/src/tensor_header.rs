@@ -67,8 +67,9 @@ pub(crate) fn header_bytes(path: &Path, start: &[u8], file_bytes: u64) -> Result
 fn foreign_format(start: &[u8]) -> Option<ForeignFormat> {
     if start.starts_with(b"PK\x03\x04") {
         Some(ForeignFormat::Zip)
-    } else if matches!(start, [0x80, 2..=5, rest @ ..] if rest.iter().take(6).any(|byte| *byte != 0)) {
-        // With six zeros behind them the same two bytes are the length of a small header.
+    } else if matches!(start, [0x80, 2..=5, rest @ ..] if rest.iter().take(6).any(|byte| *byte != 0))
+        && start.first_chunk().is_none_or(|length| u64::from_le_bytes(*length) > MAX_HEADER_BYTES)
+    {
         Some(ForeignFormat::Pickle)
     } else if start.starts_with(b"version https://git-lfs") {
         Some(ForeignFormat::GitLfsPointer)

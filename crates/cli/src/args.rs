@@ -1,5 +1,7 @@
 //! The command line. Few flags: every setting of a run can be given with `--set`.
 
+pub(crate) mod adapter;
+
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -30,6 +32,9 @@ pub(crate) enum Command {
     /// Look at a base model, or write it in another layout
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Look at adapters, or make one of others
+    #[command(subcommand)]
+    Adapter(adapter::AdapterCommand),
     /// Hold a part of the training against another program or another device
     #[command(subcommand)]
     Verify(VerifyCommand),

@@ -1,5 +1,6 @@
 //! The commands, each as one function from its arguments to its output.
 
+pub(crate) mod adapter;
 mod adapters;
 pub(crate) mod base;
 pub(crate) mod bench;

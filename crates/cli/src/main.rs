@@ -82,6 +82,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Dataset(DatasetCommand::Check(check)) => commands::dataset::check(&check, &mut reporter),
         Command::Model(ModelCommand::Info(info)) => commands::model::info(&info, &mut reporter),
         Command::Model(ModelCommand::Convert(convert)) => commands::model::convert(&convert, &mut reporter),
+        Command::Adapter(command) => commands::adapter::run(&command, &mut reporter),
         Command::Verify(VerifyCommand::Step(step)) => commands::verify::step(&step, &mut reporter),
         Command::Verify(VerifyCommand::Ops(ops)) => commands::verify::ops(&ops),
         Command::Verify(VerifyCommand::Leak(leak)) => commands::verify::leak(&leak, &mut reporter),

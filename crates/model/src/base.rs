@@ -16,6 +16,7 @@ use crate::vae::Vae;
 use crate::weight_files::WeightFiles;
 use crate::weights::{Result, Source};
 use candle_core::{DType, Device};
+use loralei_adapter::BaseVersion;
 use loralei_adapter::keys::Component;
 use std::path::PathBuf;
 
@@ -73,6 +74,10 @@ impl Base {
             types: types.into(),
             device: device.clone(),
         })
+    }
+
+    pub(crate) fn files(&self) -> &BaseFiles {
+        &self.files
     }
 
     /// Where its networks compute.
@@ -150,6 +155,16 @@ impl Base {
     /// Tokens that the text encoders take, marks included.
     pub fn text_encoder_positions(&self) -> usize {
         self.text.iter().map(|side| side.config.max_position_embeddings).min().unwrap_or_default()
+    }
+
+    /// The family, as the metadata of adapters names it. SD 2.x has a text encoder 1024 wide; every other width is named after
+    /// SD 1.x, whose layout of keys it shares.
+    pub fn version(&self) -> BaseVersion {
+        match (self.text_widths().as_slice(), self.noise_schedule().prediction()) {
+            ([1024], Prediction::VPrediction) => BaseVersion::SdV2V,
+            ([1024], Prediction::Epsilon) => BaseVersion::SdV2,
+            _ => BaseVersion::SdV1,
+        }
     }
 
     /// The noising process.

@@ -36,6 +36,15 @@ pub(crate) enum BaseFiles {
     Single(SingleFile),
 }
 
+/// One file of a base.
+pub(crate) enum FileContent {
+    Path(PathBuf),
+    Bytes(&'static [u8]),
+}
+
+/// How deep folders of a base lie in each other; links could go round in a circle.
+const MAX_DEPTH: usize = 4;
+
 impl BaseFiles {
     pub(crate) fn open(source: BaseSource, prediction: Option<Prediction>) -> Result<Self> {
         let files = match source {
@@ -78,6 +87,23 @@ impl BaseFiles {
             Self::Bundled(name, _) => (*name).to_owned(),
             Self::Single(file) => file.path().display().to_string(),
         }
+    }
+
+    /// All files by their places in the folder, sorted; hidden ones, such as what version control keeps, are left out. None for
+    /// a single file.
+    pub(crate) fn all(&self) -> Result<Vec<(String, FileContent)>> {
+        let mut files = Vec::new();
+        match self {
+            Self::Single(_) => {}
+            Self::Folder(folder) => list(folder, "", MAX_DEPTH, &mut files)?,
+            Self::Bundled(_, bundled) => {
+                files.extend(
+                    bundled.iter().map(|(relative, bytes)| ((*relative).to_owned(), FileContent::Bytes(bytes))),
+                );
+            }
+        }
+        files.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(files)
     }
 
     fn missing(&self, relative: &str) -> ModelError {
@@ -172,6 +198,24 @@ impl BaseFiles {
             config: text("tokenizer_config.json")?,
         })
     }
+}
+
+fn list(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<(String, FileContent)>) -> Result<()> {
+    let failed = |source| ModelError::Unreadable { path: folder.to_owned(), source };
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        let relative = format!("{prefix}{name}");
+        if path.is_file() {
+            files.push((relative, FileContent::Path(path)));
+        } else if path.is_dir() && depth > 0 {
+            list(&path, &format!("{relative}/"), depth - 1, files)?;
+        }
+    }
+    Ok(())
 }
 
 /// Before diffusers 0.16 the autoencoder's attention had other names.

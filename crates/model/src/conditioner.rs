@@ -66,6 +66,15 @@ impl<'a> Conditioner<'a> {
         Ok(EncodedPrompts { prompt: Tensor::cat(&of_prompt, 2)?, negative: Tensor::cat(&of_negative, 2)? })
     }
 
+    /// Encodes one text, to as many chunks as it needs: (1, 77 n, d).
+    ///
+    /// # Errors
+    /// Text that the tokenizer cannot encode.
+    pub(crate) fn encode_alone(&self, text: &str) -> Result<Tensor> {
+        let of_stage = |stage: &TextStage| self.encode_chunks(stage, &chunks(stage.tokenizer, text)?);
+        Ok(Tensor::cat(&self.stages.iter().map(of_stage).collect::<Result<Vec<_>>>()?, 2)?)
+    }
+
     fn encode_chunks(&self, stage: &TextStage, chunks: &Chunks) -> Result<Tensor> {
         let encoded = chunks.iter().map(|chunk| {
             let ids: Vec<i64> = chunk.iter().map(|(id, _)| *id).collect();

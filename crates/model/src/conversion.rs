@@ -5,12 +5,13 @@ use crate::base::Base;
 use crate::clip_vocabulary;
 use crate::config::Prediction;
 use crate::error::ModelError;
+use crate::new_folder::{make_folder, write_new_folder};
 use crate::original_layout::{Names, VAE, open_clip_names, stacked, unet_names, vae_names};
 use crate::single_file::METADATA_PREFIX;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::weight_files::WeightFiles;
 use crate::weights::Result;
-use loralei_adapter::{AdapterError, Dtype, TensorInfo, atomic_write_bytes, write_tensors_streamed};
+use loralei_adapter::{Dtype, TensorInfo, atomic_write_bytes, write_tensors_streamed};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -137,30 +138,18 @@ impl<'a> Conversion<'a> {
             ("text_encoder/model", self.plan(&self.parts.text_encoder, text)?),
         ];
         let total: u64 = plans.iter().map(|(_, plan)| plan.infos.len() as u64).sum();
-        let name = output.file_name().unwrap_or_default().to_string_lossy();
-        let unfinished = output.with_file_name(format!("{name}.unfinished-{}", std::process::id()));
         let mut done = 0;
-        let written = self.write_folder(&unfinished, plans, &mut |_| {
-            done += 1;
-            progress(done, total);
-        });
-        let disk = |source| AdapterError::Write { path: output.to_owned(), source };
-        #[expect(clippy::disallowed_methods, reason = "a whole folder takes its name in one step")]
-        let placed = written.and_then(|()| Ok(std::fs::rename(&unfinished, output).map_err(disk)?));
-        if placed.is_err() {
-            // The first error is what matters; what cannot be removed can only be left.
-            let _ = std::fs::remove_dir_all(&unfinished);
-        }
-        placed
+        write_new_folder(output, |unfinished| {
+            self.write_folder(unfinished, plans, &mut |_| {
+                done += 1;
+                progress(done, total);
+            })
+        })
     }
 
     fn write_folder(&self, folder: &Path, plans: [(&str, FilePlan); 3], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let make = |path: &Path| {
-            let disk = |source| AdapterError::Write { path: path.to_owned(), source };
-            std::fs::create_dir_all(path).map_err(disk)
-        };
         for name in ["unet", "vae", "text_encoder", "scheduler", "tokenizer"] {
-            make(&folder.join(name))?;
+            make_folder(&folder.join(name))?;
         }
         for (relative, text) in self.configurations()?.into_iter().chain(self.tokenizer()?) {
             atomic_write_bytes(&folder.join(relative), text.as_bytes())?;

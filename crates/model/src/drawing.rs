@@ -44,14 +44,14 @@ impl NoiseSource {
     }
 
     /// (n, 4, h, w).
-    fn initial(&self, shape: (usize, usize, usize)) -> Result<Tensor> {
+    pub(crate) fn initial(&self, shape: (usize, usize, usize)) -> Result<Tensor> {
         match self {
             Self::Seeds(seeds) => drawn(seeds, 0, Purpose::InitialNoise, shape),
             Self::Given { latents, .. } => Ok(latents.clone()),
         }
     }
 
-    fn at_step(&self, step: usize, shape: (usize, usize, usize)) -> Result<Tensor> {
+    pub(crate) fn at_step(&self, step: usize, shape: (usize, usize, usize)) -> Result<Tensor> {
         match self {
             Self::Seeds(seeds) => drawn(seeds, step, Purpose::SamplerNoise, shape),
             Self::Given { steps: Some(steps), .. } => steps.get(step),
@@ -68,6 +68,27 @@ fn drawn(seeds: &[u64], step: usize, purpose: Purpose, (c, h, w): (usize, usize,
     Tensor::from_vec(of_each.collect::<Vec<f32>>(), (seeds.len(), c, h, w), &Device::Cpu)
 }
 
+/// Where a drawing is before it makes a step.
+pub struct DrawingStop<'a> {
+    /// How many steps are made.
+    pub step: usize,
+    /// The noisy latents: (n, 4, h, w), f32.
+    pub latents: &'a Tensor,
+    /// What is predicted for them, guidance included: (n, 4, h, w), f32.
+    pub prediction: &'a Tensor,
+    sampler: &'a Sampler,
+}
+
+impl DrawingStop<'_> {
+    /// What the network takes for x_0: (n, 4, h, w), f32.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn clean(&self) -> Result<Tensor> {
+        self.sampler.clean(self.latents, self.prediction)
+    }
+}
+
 /// Walks from noise to latents for `prompts`, one for each picture and all of one length; `latent_size` is (channels,
 /// height, width). `progress` is told the steps that are done. Returns (n, 4, h, w), f32, scaled.
 ///
@@ -81,6 +102,25 @@ pub fn draw_latents(
     latent_size: (usize, usize, usize),
     settings: &DrawingSettings,
     progress: &mut dyn FnMut(usize),
+) -> Result<Tensor> {
+    draw_latents_observed(unet, schedule, prompts, noise, latent_size, settings, &mut |stop| {
+        progress(stop.step + 1);
+        Ok(())
+    })
+}
+
+/// The same, with a look at each stop: `observe` is called between the prediction and the step.
+///
+/// # Errors
+/// If shapes do not fit, and what `observe` returns.
+pub fn draw_latents_observed(
+    unet: &Unet,
+    schedule: &NoiseSchedule,
+    prompts: &[EncodedPrompts],
+    noise: &NoiseSource,
+    latent_size: (usize, usize, usize),
+    settings: &DrawingSettings,
+    observe: &mut dyn FnMut(&DrawingStop) -> Result<()>,
 ) -> Result<Tensor> {
     let n = noise.num_pictures()?;
     if n != prompts.len() {
@@ -105,10 +145,10 @@ pub fn draw_latents(
         } else {
             prediction
         };
+        observe(&DrawingStop { step, latents: &latents, prediction: &prediction, sampler: &sampler })?;
         let fresh = sampler.wants_noise().then(|| noise.at_step(step, latent_size)).transpose()?;
         latents = sampler.step(&latents, &prediction, fresh.as_ref())?;
         step += 1;
-        progress(step);
     }
     Ok(latents)
 }

@@ -180,6 +180,24 @@ pub enum ModelError {
         /// The file or folder.
         path: PathBuf,
     },
+    /// Layers of two models that are not of one kind.
+    #[error("`{key}` has shape {base:?} in the base and {tuned:?} in the tuned model")]
+    DifferentModels {
+        /// The tensor.
+        key: String,
+        /// Its shape in the one.
+        base: Vec<usize>,
+        /// And in the other.
+        tuned: Vec<usize>,
+    },
+    /// Two models with the same numbers.
+    #[error("`{tuned}` does not differ from `{base}` in any of these layers")]
+    NoDifference {
+        /// The one.
+        base: String,
+        /// The other.
+        tuned: String,
+    },
     /// A tensor file that could not be read.
     #[error(transparent)]
     File(#[from] AdapterError),
@@ -289,6 +307,8 @@ impl ModelError {
             }
             Self::NoDevice { hint, .. } => (*hint).to_owned(),
             Self::NonFinitePicture { .. } => "compute in f32, and try without adapters or with smaller scales".into(),
+            Self::DifferentModels { .. } => "a model can only be held against the one that it was tuned from".into(),
+            Self::NoDifference { .. } => "check which files these are, and take more layers".into(),
             Self::Exists { .. } => "remove it, or write elsewhere".into(),
             Self::ClipSkip { .. } => "1 takes the last layer, 2 the one before".into(),
             Self::BadTokenizer { .. } => "a base needs tokenizer/tokenizer.json, or vocab.json and merges.txt".into(),

@@ -80,9 +80,22 @@ impl TextSide {
     /// # Errors
     /// As there, and text that cannot be encoded.
     pub fn encode(&self, prompt: &str, negative: &str, clip_skip: usize) -> Result<EncodedPrompts> {
-        let stages = self.stages.iter().map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
-        let conditioner = Conditioner::new(stages.collect(), clip_skip)?;
+        let conditioner = self.conditioner(clip_skip)?;
         without_graph(|| conditioner.encode(prompt, negative))
+    }
+
+    /// One text by itself: (1, 77 n, d).
+    ///
+    /// # Errors
+    /// Text that cannot be encoded.
+    pub(crate) fn encode_alone(&self, prompt: &str) -> Result<Tensor> {
+        let conditioner = self.conditioner(1)?;
+        without_graph(|| conditioner.encode_alone(prompt))
+    }
+
+    fn conditioner(&self, clip_skip: usize) -> Result<Conditioner<'_>> {
+        let stages = self.stages.iter().map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
+        Conditioner::new(stages.collect(), clip_skip)
     }
 }
 

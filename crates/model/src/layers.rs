@@ -2,6 +2,7 @@
 
 use crate::lora::{LoraFactors, active};
 use crate::ops::{self, ConvGeometry};
+use crate::recorded_inputs::observe;
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ impl Linear {
         match active(self.lora.as_ref()) {
             None => ops::linear(xs, &self.weight, self.bias.as_ref()),
             Some(lora) => {
+                observe(lora, xs)?;
                 let (down, up) = lora.tensors();
                 let rows = &xs.dims()[..xs.rank().saturating_sub(1)];
                 let scale = lora.scale_of(rows, xs.device())?;
@@ -47,6 +49,7 @@ impl Conv2d {
         match active(self.lora.as_ref()) {
             None => ops::conv2d(xs, &self.weight, self.bias.as_ref(), self.geometry),
             Some(lora) => {
+                observe(lora, xs)?;
                 let (down, up) = lora.tensors();
                 let (weight, bias) = (&self.weight, self.bias.as_ref());
                 let ((b, h, w, _), kernel) = (xs.dims4()?, weight.dim(1)?);

@@ -38,10 +38,12 @@ pub struct LoraFactors {
     down: Var, // A: (r, in) or (r, in, kh, kw)
     up: Var,   // B: (out, r) or (out, r, 1, 1)
     alpha: f32,
+    /// Whether A stays as it is: then it has no gradient, and no optimizer sees it.
+    has_fixed_down: bool,
     /// Bits of an f32 that multiplies what the factors add.
     strength: AtomicU32,
-    /// Gradients that a recomputed segment has already taken.
-    kept: Mutex<Option<(Tensor, Tensor)>>,
+    /// Gradients of A, unless it is fixed, and B that a recomputed segment has already taken.
+    kept: Mutex<Option<(Option<Tensor>, Tensor)>>,
 }
 
 impl LoraFactors {
@@ -89,9 +91,21 @@ impl LoraFactors {
         self.down.dims()[0]
     }
 
-    /// (A, B): variables while a graph is recorded, plain tensors otherwise.
+    /// A where it does not learn: (r, in) or (r, in, kh, kw).
+    pub fn fixed_down(&self) -> Option<Tensor> {
+        self.has_fixed_down.then(|| self.down.as_detached_tensor())
+    }
+
+    /// Whether the layer is a convolution that looks at more than one pixel.
+    pub(crate) fn has_wide_kernel(&self) -> bool {
+        self.down.dims()[2..].iter().any(|side| *side > 1)
+    }
+
+    /// (A, B): variables while a graph is recorded, plain tensors otherwise, as a fixed A always is.
     pub(crate) fn tensors(&self) -> (Tensor, Tensor) {
-        if is_recording() {
+        if is_recording() && self.has_fixed_down {
+            (self.down.as_detached_tensor(), self.up.as_tensor().clone())
+        } else if is_recording() {
             (self.down.as_tensor().clone(), self.up.as_tensor().clone())
         } else {
             (self.down.as_detached_tensor(), self.up.as_detached_tensor())
@@ -99,11 +113,12 @@ impl LoraFactors {
     }
 
     fn keep(&self, gradients: &GradStore) -> candle_core::Result<()> {
-        let (Some(down), Some(up)) = (gradients.get(&self.down), gradients.get(&self.up)) else { return Ok(()) };
+        let Some(up) = gradients.get(&self.up) else { return Ok(()) };
+        let down = gradients.get(&self.down);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         *kept = Some(match kept.take() {
-            None => (down.clone(), up.clone()),
-            Some((d, u)) => ((d + down)?, (u + up)?),
+            None => (down.cloned(), up.clone()),
+            Some((d, u)) => (d.zip(down).map(|(d, down)| d + down).transpose()?, (u + up)?),
         });
         Ok(())
     }
@@ -182,7 +197,7 @@ const FEED_FORWARD: [&str; 6] = [
 
 impl Targets {
     /// The set's name, or the patterns.
-    fn patterns(&self) -> Vec<&str> {
+    pub(crate) fn patterns(&self) -> Vec<&str> {
         match self {
             Self::None => Vec::new(),
             Self::Attention => ATTENTION.to_vec(),
@@ -192,7 +207,7 @@ impl Targets {
         }
     }
 
-    fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Attention => "attention",
@@ -269,6 +284,7 @@ pub struct Injection {
     /// kohya's prefix of the component, as `lora_unet_`.
     prefix: String,
     wanted: Wanted,
+    has_fixed_down: bool,
     /// By path of the module.
     made: RefCell<BTreeMap<String, Arc<LoraFactors>>>,
 }
@@ -290,19 +306,25 @@ impl Injection {
     ) -> Self {
         let (matched, matched_blocks) = (RefCell::default(), RefCell::default());
         let wanted = Wanted::Targets { targets, blocks, initialize, matched, matched_blocks };
-        Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
+        Self { prefix: prefix.to_owned(), wanted, has_fixed_down: false, made: RefCell::default() }
+    }
+
+    /// The same with an A that stays as it is: only B learns.
+    #[must_use]
+    pub fn with_fixed_down(self) -> Self {
+        Self { has_fixed_down: true, ..self }
     }
 
     /// The factors of an adapter: its modules that carry the component's `prefix`.
     pub fn from_adapter(prefix: &str, adapter: &Adapter) -> Self {
         let wanted = Wanted::Adapter(modules_of(prefix, adapter));
-        Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
+        Self { prefix: prefix.to_owned(), wanted, has_fixed_down: false, made: RefCell::default() }
     }
 
     /// The same modules added to the weights while these are loaded: nothing is left to turn off or to learn.
     pub fn merging(prefix: &str, adapter: &Adapter) -> Self {
         let wanted = Wanted::Merged(modules_of(prefix, adapter), RefCell::default());
-        Self { prefix: prefix.to_owned(), wanted, made: RefCell::default() }
+        Self { prefix: prefix.to_owned(), wanted, has_fixed_down: false, made: RefCell::default() }
     }
 
     /// What a merged adapter adds to the weight (out, in, ..) of the layer at `path`, row-major.
@@ -348,6 +370,7 @@ impl Injection {
             down: var(values.down, down_shape)?,
             up: var(values.up, up_shape)?,
             alpha: values.alpha,
+            has_fixed_down: self.has_fixed_down,
             strength: AtomicU32::new(1f32.to_bits()),
             kept: Mutex::default(),
         });
@@ -456,10 +479,11 @@ impl AdapterSet {
         self.factors.values().for_each(|f| f.strength.store(strength.to_bits(), Ordering::Relaxed));
     }
 
-    /// Every factor under its key in the file, as `MODULE.lora_down.weight`.
+    /// Every factor that learns under its key in the file, as `MODULE.lora_down.weight`: all but a fixed A.
     pub fn vars(&self) -> BTreeMap<String, Var> {
         let named = self.factors.iter().flat_map(|(module, f)| {
-            [(kohya_key(module, Leaf::Down), f.down.clone()), (kohya_key(module, Leaf::Up), f.up.clone())]
+            let down = (!f.has_fixed_down).then(|| (kohya_key(module, Leaf::Down), f.down.clone()));
+            down.into_iter().chain([(kohya_key(module, Leaf::Up), f.up.clone())])
         });
         named.collect()
     }
@@ -474,7 +498,7 @@ impl AdapterSet {
         for (module, factors) in &self.factors {
             factors.keep(gradients)?;
             if let Some((down, up)) = factors.kept.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                all.insert(kohya_key(module, Leaf::Down), down);
+                all.extend(down.map(|down| (kohya_key(module, Leaf::Down), down)));
                 all.insert(kohya_key(module, Leaf::Up), up);
             }
         }

@@ -88,6 +88,11 @@ pub enum Purpose {
     Validation,
     /// Which images are kept from training.
     HoldOut,
+    /// Rows of the orthogonal matrix that all adapters share in the module whose name hashes to `name_hash`.
+    SharedRows {
+        /// FNV-1a hash of the module's name.
+        name_hash: u64,
+    },
 }
 
 /// Which term of the loss of a micro-batch.
@@ -104,6 +109,11 @@ impl Purpose {
     /// factors there are or in which order they are made.
     pub fn factor_init(name: &str) -> Self {
         Purpose::FactorInit { name_hash: name_hash(name) }
+    }
+
+    /// The purpose of the matrix that all adapters share in `module`.
+    pub fn shared_rows(module: &str) -> Self {
+        Purpose::SharedRows { name_hash: name_hash(module) }
     }
 
     /// The purposes of dropping elements, ranks and the whole of the module called `name`, in this order.
@@ -148,6 +158,7 @@ impl Purpose {
             Purpose::ModuleDropout { term: LossTerm::Prior, name_hash } => (27, name_hash),
             Purpose::Validation => (30, 0),
             Purpose::HoldOut => (31, 0),
+            Purpose::SharedRows { name_hash } => (32, name_hash),
         }
     }
 }
@@ -299,6 +310,8 @@ mod tests {
             Purpose::PriorLatentSample,
             Purpose::Validation,
             Purpose::HoldOut,
+            Purpose::shared_rows("lora_unet_a"),
+            Purpose::shared_rows("lora_unet_b"),
         ];
         for term in [LossTerm::Subject, LossTerm::Prior] {
             purposes.extend([

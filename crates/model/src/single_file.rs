@@ -19,6 +19,17 @@ use std::sync::Arc;
 pub(crate) const METADATA_PREFIX: &str = "loralei/";
 
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
+/// What may lie beside the file.
+const CONFIGURATIONS: [&str; 8] = [
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    SCHEDULER,
+    "tokenizer/tokenizer.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
+];
 
 /// The opened file.
 #[derive(Clone, Debug)]
@@ -75,6 +86,20 @@ impl SingleFile {
     /// The configuration at the place that it has in a diffusers folder.
     pub(crate) fn text(&self, relative: &str) -> Result<Option<String>> {
         Ok(self.kept(relative)?.or_else(|| self.inferred.get(relative).cloned()))
+    }
+
+    /// The metadata, with the configurations that lie beside the file: a file elsewhere needs them too.
+    pub(crate) fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        let mut metadata = self.files.metadata().clone();
+        for relative in CONFIGURATIONS {
+            let key = format!("{METADATA_PREFIX}{relative}");
+            if !metadata.contains_key(&key)
+                && let Some(text) = self.kept(relative)?
+            {
+                metadata.insert(key, text);
+            }
+        }
+        Ok(metadata)
     }
 
     /// What the metadata or a folder beside the file says.

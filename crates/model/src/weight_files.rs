@@ -50,6 +50,16 @@ impl WeightFiles {
         self.places.insert(ours, Place { name, third });
     }
 
+    /// The files, with whatever else is in them.
+    pub(crate) fn files(&self) -> &TensorFiles {
+        &self.files
+    }
+
+    /// The name in the file, and which third of its rows it is where three are stacked.
+    pub(crate) fn place_in_file(&self, name: &str) -> Option<(&str, Option<usize>)> {
+        self.places.get(name).map(|place| (place.name.as_str(), place.third))
+    }
+
     /// Names the file in messages.
     pub fn path(&self) -> &Path {
         self.files.path()

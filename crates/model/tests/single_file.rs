@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::{Dtype, TensorFile, TensorView, write_tensors};
 use loralei_model::{
-    Base, BaseSource, Checkpointing, Conditioning, ForeignModel, Layout, ModelError, Prediction, convert,
+    Base, BaseLayers, BaseSource, Checkpointing, Conditioning, ForeignModel, Layout, ModelError, Prediction, convert,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -63,6 +63,21 @@ fn the_original_layout_gives_what_the_folder_gives_to_the_bit() {
         let (_place, path) = single_file_with_configurations(name);
         let (single, folder) = (open(&path).unwrap(), open(&golden(name).join("base")).unwrap());
         assert_eq!(outputs(&single), outputs(&folder), "{name}");
+    }
+}
+
+#[test]
+fn layers_by_module_name_are_the_same_in_both_layouts() {
+    for name in ["sd1", "sd2"] {
+        let (_place, path) = single_file_with_configurations(name);
+        let layers = |path: &Path| BaseLayers::of(&open(path).unwrap()).unwrap();
+        let (single, folder) = (layers(&path), layers(&golden(name).join("base")));
+        let modules: Vec<&str> = folder.modules().filter(|module| !module.ends_with("position_ids")).collect();
+        assert!(modules.iter().any(|module| module.ends_with("self_attn_v_proj"))); // a third of a stacked tensor of SD2
+        for module in modules {
+            let weight = single.weight(module).unwrap().unwrap_or_else(|| panic!("{name}: {module} is missing"));
+            assert_eq!(weight.data, folder.weight(module).unwrap().unwrap().data, "{name}: {module}");
+        }
     }
 }
 

@@ -42,6 +42,7 @@
 //! ```
 
 mod canvas;
+pub mod colour_measures;
 pub mod contact_sheet;
 mod error;
 pub mod file;
@@ -51,6 +52,7 @@ mod lettering;
 pub mod parameters;
 pub mod picture;
 
+pub use colour_measures::ColourMeasures;
 pub use contact_sheet::{ContactSheet, SheetText};
 pub use error::PictureError;
 pub use file::read_parameters;

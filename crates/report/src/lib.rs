@@ -1,4 +1,4 @@
-//! What a training run says to people: its page, its TensorBoard event file, its model card.
+//! What is said to people: a run's page, its TensorBoard event file, its model card; the pages of adapters.
 //!
 //! # Brief overview
 //!
@@ -6,6 +6,8 @@
 //!   page needs no server and asks nothing of the network; it may be rewritten as often as one likes while the run goes on.
 //! - [`EventWriter`] appends scalars and pictures to a file that TensorBoard reads.
 //! - [`ModelCard`] is the `README.md` beside an adapter, with the fields that the hub looks for.
+//! - [`write_inspection_page`] is the page of one adapter or of two against each other, [`write_composition_page`] that of the
+//!   ways to make one of several.
 //!
 //! The crate knows no model and no trainer: the run's folder is all that it sees.
 //!
@@ -20,11 +22,15 @@
 //! # }
 //! ```
 
+mod adapter_page;
+mod composition_page;
 mod curve;
 mod data_report;
+mod document;
 mod error;
 mod event_file;
 mod event_message;
+mod facts;
 mod html;
 mod json_lines;
 mod model_card;
@@ -36,6 +42,10 @@ mod settings_text;
 mod thumbnail;
 mod yaml_text;
 
+pub use adapter_page::write_inspection_page;
+pub use composition_page::{
+    ComposedMember, ComposedMethod, CompositionPage, PairOverlap, PictureGrid, PictureRow, write_composition_page,
+};
 pub use error::ReportError;
 pub use event_file::EventWriter;
 pub use model_card::{CardSample, ModelCard};

@@ -40,8 +40,17 @@ pub(crate) fn significant(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
     }
-    let rounded = format!("{value:.2e}").parse::<f64>().unwrap_or(value);
+    let rounded = to_digits(value, 3);
     if (1e-4..1e6).contains(&rounded.abs()) { rounded.to_string() } else { format!("{rounded:e}") }
+}
+
+/// A number for a script that shows four digits.
+pub(crate) fn rounded(value: f64) -> f64 {
+    to_digits(value, 4)
+}
+
+fn to_digits(value: f64, num_digits: usize) -> f64 {
+    format!("{value:.0$e}", num_digits - 1).parse().unwrap_or(value)
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ fn nothing_runs_but_what_the_policy_names_by_its_hash() {
     let is_code = |(attributes, _): &(&str, &str)| !attributes.contains("application/json");
     let scripts: Vec<_> = elements(&page, "script").into_iter().filter(is_code).collect();
     let styles = elements(&page, "style");
-    assert_eq!((scripts.len(), styles.len()), (2, 2));
+    assert_eq!((scripts.len(), styles.len()), (3, 3));
     for (attributes, content) in scripts.iter().chain(&styles) {
         assert_eq!(*attributes, "", "nothing is fetched");
         let hash = STANDARD.encode(Sha256::digest(content.as_bytes()));

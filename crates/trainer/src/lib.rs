@@ -33,6 +33,8 @@ mod captions;
 mod checked_captions;
 mod class_images;
 mod clip;
+mod composition_measures;
+mod composition_subject;
 mod config;
 mod data_check;
 mod data_report;
@@ -60,6 +62,7 @@ mod noise;
 mod objective;
 mod objective_facts;
 mod optimizer;
+mod orthogonal_rows;
 mod plan;
 mod prior;
 mod result;
@@ -82,6 +85,10 @@ pub use before_after::BeforeAfter;
 pub use captions::Captions;
 pub use checked_captions::CheckedCaption;
 pub use clip::{clip_global_norm, clip_on_device, global_norm};
+pub use composition_measures::{
+    BurnMeasures, ColourRatios, CompositionCandidate, CompositionMeasures, CompositionMember, CompositionSettings,
+    SubjectMeasures, default_prompt, measure_composition,
+};
 pub use config::{
     AlphaChoice, BlockConfig, CacheChoice, CaptionConfig, CaptionFrom, Checkpointing, Compute, ConfigLayers,
     DataConfig, Dtype, HuberSchedule, LineChoice, ListedSetting, LoraConfig, LossConfig, LossKind, ModelConfig,

@@ -8,11 +8,14 @@ use loralei_model::{
     NoiseSchedule, NumberTypes, SchedulerConfig, Source, TextEncoder, Unet, UnetConfig, ops, with_dropout,
     without_factors,
 };
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::{self, LossConfig, Targets};
 use crate::error::{TrainError, Violation};
 use crate::objective::{MicroBatch, Outcome};
+use crate::orthogonal_rows::subspace_rows;
 use crate::plan::ComponentPlan;
 use loralei_model::{Draw, Purpose};
 
@@ -46,13 +49,24 @@ impl Network {
         seed: u64,
         checkpointing: config::Checkpointing,
     ) -> Result<Self, TrainError> {
-        let injection = |prefix: &str, plan: &ComponentPlan| new_factors(prefix, plan, seed);
+        let narrowest = Rc::new(Cell::new(None));
+        let injection = |prefix: &str, plan: &ComponentPlan| new_factors(prefix, plan, seed, &narrowest);
         let text = match text_encoder {
             None => Vec::new(),
             Some(plan) => base.text_prefixes().iter().map(|prefix| Some(injection(prefix, plan))).collect(),
         };
         let unet = unet.map(|plan| injection(base.unet_prefix(), plan));
         let network = Self::assemble(base, unet, text, checkpointing.into())?;
+        if let Some(Narrow { rank, fan_in }) = narrowest.get() {
+            let problem =
+                format!("the narrowest layer has {fan_in} inputs: {} subspaces of rank {rank}", fan_in / rank);
+            let hint = match (fan_in / rank).checked_sub(1) {
+                Some(0) => "set it to 0, or take a lower rank".to_owned(),
+                Some(last) => format!("set it from 0 to {last}, or take a lower rank"),
+                None => "take a lower rank".to_owned(),
+            };
+            return Err(Violation { key: "lora.orthogonal".to_owned(), problem, hint }.into());
+        }
         if network.factors.is_empty() {
             let (problem, hint) = ("they leave no layer to train", "give some layers a `learning_rate_ratio` above 0");
             let (problem, hint) = (problem.to_owned(), hint.to_owned());
@@ -88,7 +102,7 @@ impl Network {
         checkpointing: Checkpointing,
     ) -> Result<Self, TrainError> {
         const SEED: u64 = 0;
-        let injection = new_factors(Component::Unet.prefix(), plan, SEED);
+        let injection = new_factors(Component::Unet.prefix(), plan, SEED, &Rc::default());
         let unet = Unet::new(&Source::random(SEED, types, device, Some(&injection)).root(), config)?;
         Ok(Self {
             unet,
@@ -211,9 +225,18 @@ pub(crate) fn encode_chunks(
     encoded.reshape((b, length, width))
 }
 
-/// A ~ U(-1/sqrt(fan in), 1/sqrt(fan in)), which is what `kaiming_uniform(a = sqrt 5)` amounts to, and B = 0: the first
-/// step is the base, whatever the seed.
-fn new_factors(prefix: &str, plan: &ComponentPlan, seed: u64) -> Injection {
+/// A layer that has not as many subspaces as are asked for.
+#[derive(Clone, Copy)]
+struct Narrow {
+    rank: usize,
+    fan_in: usize,
+}
+
+/// A ~ U(-1/sqrt(fan in), 1/sqrt(fan in)), which is what `kaiming_uniform(a = sqrt 5)` amounts to, or the rows of a subspace,
+/// which stay as they are; and B = 0: the first step is the base, whatever the seed. `narrowest` becomes the layer that has the
+/// fewest subspaces, if the plan's is not among them.
+fn new_factors(prefix: &str, plan: &ComponentPlan, seed: u64, narrowest: &Rc<Cell<Option<Narrow>>>) -> Injection {
+    let narrowest = narrowest.clone();
     let of_block = plan.clone();
     let initialize = move |module: &str, shape: LayerShape, block: Option<usize>| {
         let block = block.map(|i| &of_block.blocks[i]);
@@ -223,13 +246,22 @@ fn new_factors(prefix: &str, plan: &ComponentPlan, seed: u64) -> Injection {
         let (rank, alpha) = block.map_or((of_block.rank, of_block.alpha), |block| (block.rank, block.alpha));
         let (down, up) = shape.factor_shapes(rank);
         let fan_in: usize = down[1..].iter().product();
-        let bound = 1.0 / (fan_in as f32).sqrt();
-        let draw = Draw::new(seed, 0, 0, Purpose::factor_init(module));
-        let (down, up) = (draw.uniform(-bound, bound, rank * fan_in), vec![0.0; up.iter().product()]);
+        let down = if let Some(subspace) = of_block.subspace {
+            let num_subspaces = fan_in / rank;
+            if subspace >= num_subspaces && narrowest.get().is_none_or(|of| num_subspaces < of.fan_in / of.rank) {
+                narrowest.set(Some(Narrow { rank, fan_in }));
+            }
+            subspace_rows(module, fan_in, subspace.min(num_subspaces.saturating_sub(1)) * rank, rank)
+        } else {
+            let bound = 1.0 / (fan_in as f32).sqrt();
+            Draw::new(seed, 0, 0, Purpose::factor_init(module)).uniform(-bound, bound, rank * fan_in)
+        };
+        let up = vec![0.0; up.iter().product()];
         Some(FactorValues { down, up, alpha: alpha as f32, rank })
     };
     let blocks = plan.blocks.iter().map(|block| block.layers.clone()).collect();
-    Injection::by_block(prefix, plan.targets.clone().into(), blocks, Box::new(initialize))
+    let injection = Injection::by_block(prefix, plan.targets.clone().into(), blocks, Box::new(initialize));
+    if plan.subspace.is_some() { injection.with_fixed_down() } else { injection }
 }
 
 impl From<Targets> for loralei_model::Targets {

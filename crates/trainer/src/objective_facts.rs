@@ -55,6 +55,8 @@ impl Plan {
             .map(|(name, rate)| (name.to_owned(), rate.to_string()))
             .collect();
         let ratio = self.optimizer.loraplus_ratio;
+        let subspace = self.unet.as_ref().or(self.text_encoder.as_ref()).and_then(|component| component.subspace);
+        args.extend(subspace.map(|number| ("orthogonal".to_owned(), number.to_string())));
         args.extend((ratio != 1.0).then(|| ("loraplus_lr_ratio".to_owned(), ratio.to_string())));
         for (name, component) in [("unet_blocks", &self.unet), ("text_encoder_blocks", &self.text_encoder)] {
             let blocks = component.as_ref().map(blocks_in_words).unwrap_or_default();

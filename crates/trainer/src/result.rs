@@ -1,6 +1,6 @@
 //! The adapter's file: the factors in kohya's keys, and in its metadata what they are and how they were made.
 
-use loralei_adapter::{Adapter, BaseVersion, CheckpointHashes, DatasetFolder, SaveDtype, TrainingFacts, session_id};
+use loralei_adapter::{Adapter, CheckpointHashes, DatasetFolder, SaveDtype, TrainingFacts, session_id};
 use loralei_data::{Role, tag_counts};
 use loralei_model::{AdapterSet, Base, Prediction};
 use std::collections::BTreeMap;
@@ -123,7 +123,7 @@ impl AdapterFile<'_> {
             cache_latents: true,
             dataset_dirs: self.folders(),
             tag_frequency: [(folder_name, self.tag_frequency())].into(),
-            base: self.base_version(),
+            base: self.base.version(),
             v_prediction: self.predicts_v(),
             sd_model_name: Some(last_name(Path::new(&self.base.name()))),
             sd_model_hash: hashes.as_ref().map(|hashes| hashes.legacy.clone()),
@@ -173,15 +173,6 @@ impl AdapterFile<'_> {
 
     fn predicts_v(&self) -> bool {
         self.base.noise_schedule().prediction() == Prediction::VPrediction
-    }
-
-    /// SD 2.x has a text encoder 1024 wide; every other width is named after SD 1.x, whose layout of keys it shares.
-    fn base_version(&self) -> BaseVersion {
-        match (self.base.text_widths().as_slice(), self.predicts_v()) {
-            ([1024], true) => BaseVersion::SdV2V,
-            ([1024], false) => BaseVersion::SdV2,
-            _ => BaseVersion::SdV1,
-        }
     }
 }
 

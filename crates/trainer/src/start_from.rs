@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use loralei_adapter::{Adapter, LoraModule};
+use loralei_adapter::{Adapter, AdapterFile, LoraModule};
 use loralei_model::LoraFactors;
 
 use crate::error::TrainError;
@@ -16,7 +16,7 @@ impl Network {
     /// # Errors
     /// A file that cannot be read; [`TrainError::StartDiffers`] if its layers, ranks or shapes are not those of the run.
     pub fn start_from(&self, path: &Path) -> Result<Option<String>, TrainError> {
-        let adapter = Adapter::read(path)?;
+        let adapter = AdapterFile::read(path)?.to_adapter()?;
         let trained: BTreeMap<&str, &LoraFactors> =
             self.factors().modules().map(|factors| (factors.module(), factors)).collect();
         let only_in_file = adapter.modules.keys().filter(|module| !trained.contains_key(module.as_str()));

@@ -122,6 +122,7 @@ impl StepBench {
             targets: self.targets.clone(),
             rank: self.rank,
             alpha: self.rank as f64,
+            subspace: None,
             learning_rate: LEARNING_RATE,
             blocks: Vec::new(),
         };

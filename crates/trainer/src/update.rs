@@ -267,6 +267,7 @@ mod tests {
             targets: Targets::Patterns(patterns.iter().map(|pattern| (*pattern).to_owned()).collect()),
             rank: 3,
             alpha: 6.0,
+            subspace: None,
             learning_rate: 1.0,
             blocks: Vec::new(),
         };

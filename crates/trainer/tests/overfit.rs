@@ -35,7 +35,7 @@ fn overfitting_two_images_more_than_halves_the_loss() {
     let run = Plan::new(&layers.resolve().unwrap().config).unwrap();
     let (_, data) = TrainingData::prepare(&run, &base, &mut |_| ()).unwrap();
     let (targets, blocks) = (Targets::Full, Vec::new());
-    let plan = ComponentPlan { targets, rank: 16, alpha: 16.0, learning_rate: 1e-2, blocks };
+    let plan = ComponentPlan { targets, rank: 16, alpha: 16.0, subspace: None, learning_rate: 1e-2, blocks };
     let network = Network::load(&base, Some(&plan), Some(&plan), 3, Checkpointing::None).unwrap();
 
     let (batch, text) = data.subject(&run, 0, 0, 1000).unwrap();

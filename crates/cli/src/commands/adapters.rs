@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use loralei_adapter::Adapter;
+use loralei_adapter::{Adapter, AdapterFile};
 use loralei_picture::AdapterUse;
 use loralei_trainer::TrainError;
 
@@ -20,7 +20,8 @@ impl Adapters {
         let files: Vec<(PathBuf, f32)> = arguments.iter().map(|argument| split(argument)).collect();
         let mut adapters = Vec::with_capacity(files.len());
         for (path, scale) in &files {
-            adapters.push((Adapter::read(path).map_err(TrainError::from)?, *scale));
+            let adapter = AdapterFile::read(path).and_then(|file| file.to_adapter()).map_err(TrainError::from)?;
+            adapters.push((adapter, *scale));
         }
         let hashes = adapters.iter().map(|(adapter, _)| adapter.metadata.get("sshs_model_hash").cloned()).collect();
         let parts: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
@@ -42,12 +43,12 @@ impl Adapters {
     }
 }
 
-fn stem(path: &Path) -> String {
+pub(crate) fn stem(path: &Path) -> String {
     path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
 /// The scale is what follows the last `=`, if that is a number: paths may have one too.
-fn split(argument: &str) -> (PathBuf, f32) {
+pub(crate) fn split(argument: &str) -> (PathBuf, f32) {
     let scaled = argument.rsplit_once('=').and_then(|(path, scale)| {
         let scale: f32 = scale.trim().parse().ok()?;
         (scale.is_finite() && !Path::new(argument).exists()).then(|| (PathBuf::from(path), scale))

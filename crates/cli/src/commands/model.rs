@@ -143,11 +143,7 @@ impl Info {
 
 pub(crate) fn convert(arguments: &ModelConvertArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     let base = open(&arguments.base, arguments.prediction, reporter)?;
-    let dtype = arguments.dtype.map(|dtype| match dtype {
-        Dtype::F32 => loralei_adapter::Dtype::F32,
-        Dtype::Bf16 => loralei_adapter::Dtype::Bf16,
-        Dtype::F16 => loralei_adapter::Dtype::F16,
-    });
+    let dtype = arguments.dtype.map(file_dtype);
     let mut is_started = false;
     convert_base(&base, &arguments.output, arguments.layout, dtype, &mut |done, total| {
         if !is_started {
@@ -160,4 +156,12 @@ pub(crate) fn convert(arguments: &ModelConvertArguments, reporter: &mut Reporter
     reporter.finish();
     writeln!(stdout(), "{}", arguments.output.display())?;
     Ok(())
+}
+
+pub(crate) fn file_dtype(dtype: Dtype) -> loralei_adapter::Dtype {
+    match dtype {
+        Dtype::F32 => loralei_adapter::Dtype::F32,
+        Dtype::Bf16 => loralei_adapter::Dtype::Bf16,
+        Dtype::F16 => loralei_adapter::Dtype::F16,
+    }
 }

@@ -319,21 +319,25 @@ impl LoraConv {
         down: &[T],
         up: &[T],
         dy: &[T],
-        x_needs_it: bool,
+        (x_needs_it, down_needs_it): (bool, bool),
     ) -> Result<LoraGradients<T>> {
         let Frozen { num_out, taps, .. } = &self.frozen;
         let (n, r, s) = (*num_out, self.rank, &self.scale);
         let (down, tables) = (by_taps(down, taps), self.frozen.tables());
         let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), n, r)?; // s dY B: (pixels, r)
-        let mut d_down = vec![T::default(); down.len()];
-        for (tap, table) in tables.iter().enumerate() {
-            let mut of_tap = vec![T::default(); r * taps.channels]; // u^T x of the pixels that the tap reads
-            let (rows, columns) = (Rows::transposed(&u, r), Columns::table(x, table));
-            let terms = [Term::new(rows, columns, table.len())];
-            product(Out::new(&mut of_tap, taps.channels), Initial::Zero, &terms, Cores::All);
-            let d_down = d_down.iter_mut().skip(tap).step_by(taps.count());
-            d_down.zip(&of_tap).for_each(|(d_down, of_tap)| *d_down = *of_tap);
-        }
+        let d_down = || {
+            let mut d_down = vec![T::default(); down.len()];
+            for (tap, table) in tables.iter().enumerate() {
+                let mut of_tap = vec![T::default(); r * taps.channels]; // u^T x of the pixels that the tap reads
+                let (rows, columns) = (Rows::transposed(&u, r), Columns::table(x, table));
+                let terms = [Term::new(rows, columns, table.len())];
+                product(Out::new(&mut of_tap, taps.channels), Initial::Zero, &terms, Cores::All);
+                let d_down = d_down.iter_mut().skip(tap).step_by(taps.count());
+                d_down.zip(&of_tap).for_each(|(d_down, of_tap)| *d_down = *of_tap);
+            }
+            d_down
+        };
+        let d_down = down_needs_it.then(d_down);
         let z = || self.down(x, &down, &tables); // s A * x: (pixels, r)
         let d_up = |z: &[T]| transposed(&summed_over_rows(z, r, dy, n), n); // s dY^T z: (out, r)
         let d_up = self.low_rank.with(z, d_up)?;
@@ -380,13 +384,13 @@ impl CustomOp3 for LoraConv {
             let (dx, d_down, d_up) = with_numbers(x, |xs: &[T]| {
                 with_numbers(down, |a: &[T]| with_numbers(up, |b: &[T]| {
                     with_numbers(dy, |dy: &[T]| {
-                        timed(self.name(), Pass::Backward, || self.backward(xs, a, b, dy, x.track_op()))
+                        timed(self.name(), Pass::Backward, || self.backward(xs, a, b, dy, (x.track_op(), down.track_op())))
                     })
                 }))
             })?;
             Ok((
                 dx.map(|dx| to_tensor(dx, x.shape(), x.dtype())).transpose()?,
-                Some(to_tensor(d_down, down.shape(), down.dtype())?),
+                d_down.map(|d_down| to_tensor(d_down, down.shape(), down.dtype())).transpose()?,
                 Some(to_tensor(d_up, up.shape(), up.dtype())?),
             ))
         })

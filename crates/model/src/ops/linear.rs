@@ -161,8 +161,8 @@ pub(crate) fn transposed<T: Copy>(x: &[T], n: usize) -> Vec<T> {
     (0..n).flat_map(|column| x.iter().skip(column).step_by(n).copied()).collect()
 }
 
-/// (dX unless x needs none, dA, dB)
-pub(crate) type LoraGradients<T> = (Option<Vec<T>>, Vec<T>, Vec<T>);
+/// (dX unless x needs none, dA unless A is fixed, dB)
+pub(crate) type LoraGradients<T> = (Option<Vec<T>>, Option<Vec<T>>, Vec<T>);
 
 struct FrozenLinear {
     frozen: Frozen,
@@ -242,13 +242,13 @@ impl LoraLinear {
         down: &[T],
         up: &[T],
         dy: &[T],
-        x_needs_it: bool,
+        (x_needs_it, down_needs_it): (bool, bool),
     ) -> Result<LoraGradients<T>> {
         let Frozen { num_in, num_out, .. } = self.frozen;
         let (r, s) = (self.rank, &self.scale);
         let u = narrow_product(s, dy, Columns::matrix(Stored::Wide(up), 0, r), num_out, r)?; // s dY B: (m, r)
         let z = || narrow_product(s, x, Columns::weight(Stored::Wide(down), 0, num_in), num_in, r); // s x A^T: (m, r)
-        let d_down = summed_over_rows(&u, r, x, num_in); // u^T x: (r, in)
+        let d_down = down_needs_it.then(|| summed_over_rows(&u, r, x, num_in)); // u^T x: (r, in)
         let d_up = |z: &[T]| transposed(&summed_over_rows(z, r, dy, num_out), num_out); // s dY^T (x A^T): (out, r)
         let d_up = self.low_rank.with(z, d_up)?;
         let dx = if x_needs_it { Some(self.frozen.backward(dy, Some((&u, down)))?) } else { None };
@@ -294,13 +294,13 @@ impl CustomOp3 for LoraLinear {
             let (dx, d_down, d_up) = with_numbers(x, |xs: &[T]| {
                 with_numbers(down, |a: &[T]| with_numbers(up, |b: &[T]| {
                     with_numbers(dy, |dy: &[T]| {
-                        timed(self.name(), Pass::Backward, || self.backward(xs, a, b, dy, x.track_op()))
+                        timed(self.name(), Pass::Backward, || self.backward(xs, a, b, dy, (x.track_op(), down.track_op())))
                     })
                 }))
             })?;
             Ok((
                 dx.map(|dx| to_tensor(dx, x.shape(), x.dtype())).transpose()?,
-                Some(to_tensor(d_down, down.shape(), down.dtype())?),
+                d_down.map(|d_down| to_tensor(d_down, down.shape(), down.dtype())).transpose()?,
                 Some(to_tensor(d_up, up.shape(), up.dtype())?),
             ))
         })

@@ -137,10 +137,25 @@ impl Sampler {
     /// # Errors
     /// If the shapes differ, or at the end of the way.
     pub fn step(&mut self, sample: &Tensor, prediction: &Tensor, fresh: Option<&Tensor>) -> Result<Tensor> {
+        let estimate = self.estimate(sample, prediction)?;
+        let next = self.solver.step(self.position, sample, &estimate, fresh)?;
+        self.position += 1;
+        Ok(next)
+    }
+
+    /// What the network takes for x_0 at this stop, from the latents here and what it predicts for them; all (b, 4, h, w).
+    ///
+    /// # Errors
+    /// As [`Sampler::step`].
+    pub fn clean(&self, sample: &Tensor, prediction: &Tensor) -> Result<Tensor> {
+        Ok(self.estimate(sample, prediction)?.clean)
+    }
+
+    fn estimate(&self, sample: &Tensor, prediction: &Tensor) -> Result<Estimate> {
         let Some(Mix { alpha, sigma }) = self.walk.mixes.get(self.position).copied() else {
             candle_core::bail!("the sampler is at its end")
         };
-        let estimate = match self.prediction {
+        Ok(match self.prediction {
             Prediction::Epsilon => Estimate {
                 clean: combine(&[(1.0 / alpha, sample), (-sigma / alpha, prediction)])?,
                 noise: prediction.clone(),
@@ -149,10 +164,7 @@ impl Sampler {
                 clean: combine(&[(alpha, sample), (-sigma, prediction)])?,
                 noise: combine(&[(alpha, prediction), (sigma, sample)])?,
             },
-        };
-        let next = self.solver.step(self.position, sample, &estimate, fresh)?;
-        self.position += 1;
-        Ok(next)
+        })
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) fn name(record: &RunRecord) -> String {
 }
 
 pub(super) fn write(html: &mut Html, record: &RunRecord) {
-    html.raw("<a class=\"skip\" href=\"#content\">Skip to the content</a>\n<header>\n<div class=\"bar\"><h1>");
+    html.raw("<header>\n<div class=\"bar\"><h1>");
     html.text(name(record)).raw("</h1>");
     let status = record.status.clone().unwrap_or_default();
     if !status.state.is_empty() {

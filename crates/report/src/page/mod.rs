@@ -8,12 +8,10 @@ mod settings;
 
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use loralei_adapter::replace_bytes;
-use sha2::{Digest, Sha256};
 
 use crate::ReportError;
+use crate::document::{self, Document};
 use crate::html::{Html, relative_address};
 use crate::run_folder::RunRecord;
 use crate::sample_table::SampleTable;
@@ -24,6 +22,9 @@ const UPLOT_JS: &str = include_str!("../../assets/uplot/uplot.iife.min.js");
 const UPLOT_CSS: &str = include_str!("../../assets/uplot/uplot.min.css");
 const RUN_JS: &str = include_str!("../../assets/run.js");
 const RUN_CSS: &str = include_str!("../../assets/run.css");
+const DOCUMENT: Document = Document { styles: &[UPLOT_CSS, RUN_CSS], scripts: &[UPLOT_JS, RUN_JS] };
+/// With scripts the page reloads itself, but not under the reader's hands.
+const REFRESH: &str = "<noscript><meta http-equiv=\"refresh\" content=\"30\"></noscript>\n";
 
 /// Writes `index.html` into a run's folder and returns its path.
 ///
@@ -51,7 +52,7 @@ fn page(record: &RunRecord, samples: SampleTable) -> Result<Vec<u8>, serde_json:
     let has_curves = data.has_curves();
 
     let mut html = Html::default();
-    document_head(&mut html, &head::name(record), data.reload_s);
+    DOCUMENT.begin(&mut html, &head::name(record), if data.reload_s.is_some() { REFRESH } else { "" });
     head::write(&mut html, record);
     result::write(&mut html, record);
     if has_curves {
@@ -63,33 +64,8 @@ fn page(record: &RunRecord, samples: SampleTable) -> Result<Vec<u8>, serde_json:
     data::write(&mut html, record);
     settings::write(&mut html, &record.settings);
     files(&mut html, record);
-    html.raw("</main>\n<script type=\"application/json\" id=\"run-data\">").json(&data)?;
-    html.raw("</script>\n</body>\n</html>\n");
+    document::end(&mut html, "run-data", &data)?;
     Ok(html.into_bytes())
-}
-
-/// Everything before the content. Scripts and styles are named by their hashes: nothing else is ever run, whatever text
-/// got into the page.
-fn document_head(html: &mut Html, name: &str, reload_s: Option<u32>) {
-    html.raw("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
-    html.raw("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data: 'self' file:; ");
-    html.raw("script-src ").text(hash_source(UPLOT_JS)).raw(" ").text(hash_source(RUN_JS));
-    html.raw("; style-src ").text(hash_source(UPLOT_CSS)).raw(" ").text(hash_source(RUN_CSS));
-    html.raw("; base-uri 'none'; form-action 'none'\">\n");
-    html.raw("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    html.raw("<meta name=\"color-scheme\" content=\"light dark\">\n<meta name=\"referrer\" content=\"no-referrer\">\n");
-    if reload_s.is_some() {
-        // With scripts the page reloads itself, but not under the reader's hands.
-        html.raw("<noscript><meta http-equiv=\"refresh\" content=\"30\"></noscript>\n");
-    }
-    html.raw("<title>").text(name).raw(" · loralei</title>\n");
-    html.raw("<style>").raw(UPLOT_CSS).raw("</style>\n<style>").raw(RUN_CSS).raw("</style>\n");
-    html.raw("<script>").raw(UPLOT_JS).raw("</script>\n<script>").raw(RUN_JS).raw("</script>\n</head>\n<body>\n");
-}
-
-/// A source of a content security policy: `'sha256-...'`.
-fn hash_source(content: &str) -> String {
-    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(content.as_bytes())))
 }
 
 const CURVES: &str = r#"<section id="curves" aria-labelledby="curves-title">
@@ -107,7 +83,7 @@ const SAMPLES: &str = r#"<section id="samples" aria-labelledby="samples-title">
 "#;
 
 fn files(html: &mut Html, record: &RunRecord) {
-    html.raw("<footer>\n");
+    html.raw("</main>\n<footer>\n");
     if !record.files.is_empty() {
         html.raw("<ul class=\"files\" aria-label=\"Files of the run\">");
         for name in &record.files {

@@ -1,7 +1,7 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 130] = [
+pub(crate) const KEYS: [&str; 131] = [
     "preset",
     "model.base",
     "model.prediction",
@@ -49,6 +49,7 @@ pub(crate) const KEYS: [&str; 130] = [
     "lora.rank_dropout",
     "lora.module_dropout",
     "lora.max_norm",
+    "lora.orthogonal",
     "lora.start_from",
     "lora.unet.targets",
     "lora.unet.rank",

@@ -139,6 +139,7 @@ impl ResolvedConfig {
                 lora.text_encoder.rank.unwrap_or(lora.rank)
             ),
             "lora.max_norm" => "no limit".to_owned(),
+            "lora.orthogonal" => "A learns".to_owned(),
             "lora.start_from" => "new factors".to_owned(),
             "lora.unet.rank" | "lora.text_encoder.rank" => format!("{}, `lora.rank`", lora.rank),
             "lora.unet.alpha" => alpha(lora.unet.rank),

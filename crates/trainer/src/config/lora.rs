@@ -27,6 +27,10 @@ pub struct LoraConfig {
     /// Longest a layer's update B A * scale may get (Frobenius norm): after each step, factors beyond it shrink. 1 is a start.
     /// It is what keeps several adapters from burning a picture. Unset: no limit.
     pub max_norm: Option<f64>,
+    /// Number of the subspace, from 0, that the adapter is trained in: A is then a block of rows of an orthogonal matrix that is
+    /// the same for everybody, and only B learns (Orthogonal Adaptation, arXiv 2312.02432). Adapters of the same ranks and
+    /// different numbers can be added without disturbing each other. Unset: A is random and learns.
+    pub orthogonal: Option<usize>,
     /// Adapter file whose factors the training begins with, instead of new ones. Its layers and ranks must be those that are
     /// trained.
     pub start_from: Option<PathBuf>,
@@ -100,6 +104,7 @@ impl Default for LoraConfig {
             rank_dropout: 0.0,
             module_dropout: 0.0,
             max_norm: None,
+            orthogonal: None,
             start_from: None,
             unet: UnetConfig::default(),
             text_encoder: TextEncoderConfig::default(),

@@ -17,6 +17,8 @@ pub(crate) struct FactorPair {
     pub(crate) up: String,
     /// What multiplies B A.
     pub(crate) scale: f64,
+    /// A, where it is none of the factors that learn.
+    pub(crate) fixed_down: Option<Tensor>,
 }
 
 impl FactorPair {
@@ -26,6 +28,7 @@ impl FactorPair {
             down: kohya_key(factors.module(), Leaf::Down),
             up: kohya_key(factors.module(), Leaf::Up),
             scale: factors.scale(),
+            fixed_down: factors.fixed_down(),
         };
         factors.modules().map(pair).collect()
     }
@@ -35,7 +38,8 @@ impl FactorPair {
     /// # Errors
     /// As the product.
     pub(super) fn down_gram(&self, factors: &BTreeMap<String, Var>) -> candle_core::Result<Tensor> {
-        let a = rows(&factors[&self.down].as_detached_tensor())?; // (r, in kh kw)
+        let a = self.fixed_down.clone().unwrap_or_else(|| factors[&self.down].as_detached_tensor());
+        let a = rows(&a)?; // (r, in kh kw)
         let a = a.to_dtype(wide(a.device()))?;
         a.matmul(&a.t()?)
     }
@@ -68,7 +72,8 @@ pub(super) mod tests {
             [(&[3, 7], &[6, 3], 0.5), (&[2, 4, 3, 2], &[5, 2, 1, 1], 3.0), (&[8, 4], &[5, 8], 1.0)];
         let mut factors = BTreeMap::new();
         let pairs = shapes.iter().enumerate().map(|(i, (down, up, scale))| {
-            let pair = FactorPair { down: format!("{i}.down"), up: format!("{i}.up"), scale: *scale };
+            let key = |name: &str| format!("{i}.{name}");
+            let pair = FactorPair { down: key("down"), up: key("up"), scale: *scale, fixed_down: None };
             for (k, (key, shape)) in [(&pair.down, down), (&pair.up, up)].into_iter().enumerate() {
                 factors.insert(key.clone(), Var::from_tensor(&drawn(shape, 2 * i + k)).unwrap());
             }

@@ -1,7 +1,7 @@
 //! Max-norm regularisation of a module's update: kohya's `scale_weight_norms`.
 //!
 //! After a step, a module whose update scale * B A is longer than the limit (Frobenius norm) has both factors multiplied by
-//! sqrt(limit / norm), so that the update is as long as the limit. The norm is the root of trace((B^T B) (A A^T)), from two
+//! sqrt(limit / norm), so that the update is as long as the limit; of a fixed A only B, by limit / norm. The norm is the root of trace((B^T B) (A A^T)), from two
 //! r x r matrices: B A is never made.
 
 use std::collections::BTreeMap;
@@ -27,12 +27,18 @@ impl MaxNorm {
     pub(crate) fn apply(self, pairs: &[&FactorPair], factors: &BTreeMap<String, Var>) -> Result<Tensor, TrainError> {
         let norms = pairs.iter().map(|pair| norm(pair, factors)).collect::<candle_core::Result<Vec<_>>>()?;
         let norms = Tensor::stack(&norms, 0)?; // (modules)
-        let ratios = (norms.recip()? * self.limit)?.minimum(1.0)?.sqrt()?.to_dtype(DType::F32)?;
+        let whole = (norms.recip()? * self.limit)?.minimum(1.0)?;
+        let (roots, whole) = (whole.sqrt()?.to_dtype(DType::F32)?, whole.to_dtype(DType::F32)?);
+        let shorten = |key: &String, ratio: Tensor| {
+            let var = &factors[key];
+            var.set(&var.as_detached_tensor().broadcast_mul(&ratio)?)
+        };
         for (i, pair) in pairs.iter().enumerate() {
-            let ratio = ratios.get(i)?;
-            for key in [&pair.down, &pair.up] {
-                let var = &factors[key];
-                var.set(&var.as_detached_tensor().broadcast_mul(&ratio)?)?;
+            if pair.fixed_down.is_some() {
+                shorten(&pair.up, whole.get(i)?)?;
+            } else {
+                shorten(&pair.down, roots.get(i)?)?;
+                shorten(&pair.up, roots.get(i)?)?;
             }
         }
         Ok(norms.gt(self.limit)?.to_dtype(DType::F32)?.sum_all()?)
@@ -77,6 +83,19 @@ mod tests {
         for (after, before) in [(copy("1.down"), down), (copy("1.up"), up)] {
             after.iter().zip(before).for_each(|(a, b)| assert!((f64::from(a / b) / ratio - 1.0).abs() < 1e-6));
         }
+    }
+
+    #[test]
+    fn where_a_is_fixed_only_b_is_shortened() {
+        let (mut pairs, mut factors) = modules();
+        let before = norm_of(&pairs[1], &factors);
+        let (down, up) = (flat([factors["1.down"].as_tensor()]), flat([factors["1.up"].as_tensor()]));
+        let fixed = factors.remove("1.down").unwrap();
+        pairs[1].fixed_down = Some(fixed.as_detached_tensor());
+        MaxNorm { limit: before / 3.0 }.apply(&[&pairs[1]], &factors).unwrap();
+        assert_eq!(flat([fixed.as_tensor()]), down);
+        let after = flat([factors["1.up"].as_tensor()]);
+        after.iter().zip(up).for_each(|(a, b)| assert!((f64::from(a / b) * 3.0 - 1.0).abs() < 1e-6));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use loralei_model::{DropoutRates, matches_path};
 
 use super::checks::Checks;
-use crate::config::{BlockConfig, LoraConfig, Targets};
+use crate::config::{BlockConfig, LoraConfig, OptimizerConfig, Targets};
 
 /// The factors of one component of the base.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +16,8 @@ pub struct ComponentPlan {
     pub rank: usize,
     /// The update is scaled by alpha / rank; finite, above 0. With rsLoRA it is sqrt(rank) times what the settings say.
     pub alpha: f64,
+    /// Number of the subspace that A is fixed to; `None` if A learns.
+    pub subspace: Option<usize>,
     /// Full learning rate, before the schedule; finite, above 0.
     pub learning_rate: f64,
     /// Layers that differ; the first that matches counts.
@@ -134,6 +136,7 @@ impl Checks {
             targets: own.targets.clone(),
             rank,
             alpha: of_rank(alpha, rank),
+            subspace: lora.orthogonal,
             learning_rate: own.learning_rate.unwrap_or(learning_rate),
             blocks,
         })
@@ -164,6 +167,26 @@ impl Checks {
             self.within(key, rate, |rate| (0.0..1.0).contains(&rate), "from 0 to below 1", 0.1);
         }
         DropoutRates { elements: dropout, ranks: rank_dropout, modules: module_dropout }
+    }
+
+    /// What makes no sense where A is fixed. Whether the number fits is known when the base is.
+    pub(super) fn orthogonal(&mut self, lora: &LoraConfig, optimizer: &OptimizerConfig) {
+        if lora.orthogonal.is_none() {
+            return;
+        }
+        let leave_out = "leave one of both out";
+        if lora.start_from.is_some() {
+            let problem = "begins with an A of its own, but `lora.orthogonal` fixes A";
+            self.refuse_once("lora.start_from", problem, leave_out);
+        }
+        if optimizer.loraplus_ratio != 1.0 {
+            let problem = "is the rate of B against that of A, but `lora.orthogonal` fixes A";
+            self.refuse_once("optimizer.loraplus_ratio", problem, "set `optimizer.learning_rate`: it is the rate of B");
+        }
+        if optimizer.preconditioned {
+            let problem = "divides by A A^T, which is a constant where `lora.orthogonal` fixes A";
+            self.refuse_once("optimizer.preconditioned", problem, leave_out);
+        }
     }
 
     pub(super) fn start_from(&mut self, lora: &LoraConfig) -> Option<PathBuf> {

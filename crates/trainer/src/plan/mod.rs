@@ -138,6 +138,7 @@ impl Plan {
         let (unet, text_encoder) = checks.components(&config.lora, config.optimizer.full_learning_rate());
         let optimizer = checks.optimizer(config, unet.as_ref(), text_encoder.as_ref());
         let (dropout, start_from) = (checks.dropout(&config.lora), checks.start_from(&config.lora));
+        checks.orthogonal(&config.lora, &config.optimizer);
         let (noise, loss) = (checks.noise(&config.noise), checks.loss(&config.loss));
         checks.steps(&config.train);
         let schedule = checks.schedule(&config.schedule, config.train.steps);
@@ -384,6 +385,21 @@ mod tests {
     }
 
     #[test]
+    fn a_fixed_a_is_refused_beside_what_is_about_learning_it() {
+        let fixed = plan(&["lora.orthogonal=3", "lora.text_encoder.targets=attention"]).unwrap();
+        assert_eq!([fixed.unet, fixed.text_encoder].map(|component| component.unwrap().subspace), [Some(3); 2]);
+        let others = [
+            ("lora.start_from=a.safetensors", "lora.start_from"),
+            ("optimizer.loraplus_ratio=16", "optimizer.loraplus_ratio"),
+            ("optimizer.preconditioned=true", "optimizer.preconditioned"),
+        ];
+        for (set, key) in others {
+            assert_eq!(violated_keys(&["lora.orthogonal=0", set]), [key]);
+            assert!(plan(&[set]).is_ok(), "{set}");
+        }
+    }
+
+    #[test]
     fn a_component_takes_what_it_does_not_set_from_the_shared_settings() {
         let inherited =
             plan(&["lora.rank=8", "optimizer.learning_rate=2e-3", "lora.text_encoder.targets=full"]).unwrap();
@@ -391,6 +407,7 @@ mod tests {
             targets: Targets::Attention,
             rank,
             alpha,
+            subspace: None,
             learning_rate,
             blocks: Vec::new(),
         };

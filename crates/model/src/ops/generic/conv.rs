@@ -42,20 +42,20 @@ pub(in crate::ops) fn lora_conv2d(
     let z = scale.applied(&low_rank(&x, &a)?)?;
     let ys = with_bias(&convolve(&padded(&x, geometry)?, &weight, geometry.stride)?, bias)?; // (b, h', w', out)
     let ys = (&ys + rows(&z)?.matmul(&b.t()?)?.reshape(ys.shape())?)?;
-    let tracked = xs.track_op();
+    let (tracked, learns) = (xs.track_op(), down.track_op());
     let (rank, up_shape, dtype) = (down.dim(0)?, up.shape().clone(), down.dtype());
     recorded("generic-lora-conv2d", &[xs, down, up], ys, move |dy| {
         let (batch, out_height, out_width, _) = dy.dims4()?;
         let u = rows(dy)?.matmul(&b)?.reshape((batch, out_height, out_width, rank))?;
         let u = scale.applied(&u)?; // s dY B
-        let d_down = kernel_gradient(&x, &u, geometry, a.dim(1)?)?.to_dtype(dtype)?;
+        let d_down = || kernel_gradient(&x, &u, geometry, a.dim(1)?)?.to_dtype(dtype);
         let z = scale.applied(&low_rank(&x, &a)?)?;
         let d_up = rows(dy)?.t()?.matmul(&rows(&z)?)?.to_dtype(dtype)?.reshape(&up_shape)?;
         let dx = || {
             let size = (height, width);
             backward_data(dy, &weight, geometry, size)? + backward_data(&u, &a, geometry, size)?
         };
-        Ok(vec![tracked.then(dx).transpose()?, Some(d_down), Some(d_up)])
+        Ok(vec![tracked.then(dx).transpose()?, learns.then(d_down).transpose()?, Some(d_up)])
     })
 }
 

@@ -28,16 +28,16 @@ pub(in crate::ops) fn lora_linear(
     let (a, b) = (factor(down, xs)?, factor(up, xs)?); // (r, in), (out, r)
     let low_rank = scale.applied(&x.matmul(&a.t()?)?)?.matmul(&b.t()?)?; // (m, out)
     let ys = (frozen.forward(&x, bias)? + low_rank)?.reshape(frozen.out_shape())?;
-    let tracked = xs.track_op();
+    let (tracked, learns) = (xs.track_op(), down.track_op());
     let (down_shape, up_shape, dtype) = (down.shape().clone(), up.shape().clone(), down.dtype());
     recorded("generic-lora-linear", &[xs, down, up], ys, move |dy| {
         let dy = rows(dy)?; // (m, out)
         let u = scale.applied(&dy.matmul(&b)?)?; // (m, r)
         let z = scale.applied(&x.matmul(&a.t()?)?)?; // (m, r)
-        let d_down = u.t()?.matmul(&x)?.to_dtype(dtype)?.reshape(&down_shape)?;
+        let d_down = || u.t()?.matmul(&x)?.to_dtype(dtype)?.reshape(&down_shape);
         let d_up = dy.t()?.matmul(&z)?.to_dtype(dtype)?.reshape(&up_shape)?;
         let dx = || (frozen.backward(&dy)? + u.matmul(&a)?)?.reshape(&frozen.in_shape);
-        Ok(vec![tracked.then(dx).transpose()?, Some(d_down), Some(d_up)])
+        Ok(vec![tracked.then(dx).transpose()?, learns.then(d_down).transpose()?, Some(d_up)])
     })
 }
 
