@@ -15,7 +15,7 @@ use super::{MemberFile, Report, over_base};
 use crate::args::adapter::ComposeArguments;
 
 const RULE: &str =
-    "clipped colour values at most twice the base's (0.1 % are free), spread of x0 within 10 % of the base's";
+    "clipped colour values at most twice the base's (0.1 % are free), spread of x0 within 10 % of the base's.";
 
 pub(super) fn write(
     report: &Report,
