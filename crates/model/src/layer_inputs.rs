@@ -3,7 +3,7 @@
 //!
 //! Of a step's two predictions only that of the prompt is recorded: the negative prompt is the same for all members and asks
 //! nothing of them. Memory: in^2 numbers of four bytes for each different input, about 1.1 GB for all layers of Stable
-//! Diffusion 1.5 and 0.3 GB for those of its attentions.
+//! Diffusion 1.5 and 0.2 GB for those of its attentions.
 
 use crate::base::Base;
 use crate::drawing::{DrawingSettings, NoiseSource};
