@@ -33,7 +33,7 @@ while (($#)); do
             shift 2 ;;
         --ops | --weights) ours+=("$1" "$2"); shift 2 ;;
         --tf32) ours+=("$1"); shift ;;
-        --latent | --batch | --rank | --dtype | --device | --steps | --warmup) ours+=("$1" "$2"); peer+=("$1" "$2"); shift 2 ;;
+        --kind | --latent | --batch | --rank | --dtype | --device | --steps | --warmup) ours+=("$1" "$2"); peer+=("$1" "$2"); shift 2 ;;
         *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done

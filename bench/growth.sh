@@ -18,7 +18,7 @@ while (($#)); do
         --latents) latents=$2; shift 2 ;;
         --batches) batches=$2; shift 2 ;;
         --ranks) ranks=$2; shift 2 ;;
-        --targets | --dtype | --weights | --compute | --checkpointing | --device | --ops | --steps | --warmup) more+=("$1" "$2"); shift 2 ;;
+        --kind | --targets | --dtype | --weights | --compute | --checkpointing | --device | --ops | --steps | --warmup) more+=("$1" "$2"); shift 2 ;;
         --tf32) more+=("$1"); shift ;;
         *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac

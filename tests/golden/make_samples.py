@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline,
-    UniPCMultistepScheduler,
+    DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,
+    StableDiffusionPipeline, UniPCMultistepScheduler,
 )
 from diffusers.schedulers import scheduling_euler_ancestral_discrete
 from safetensors.torch import save_file
@@ -28,7 +28,7 @@ from make_golden import token_ids, write_json
 
 SAMPLERS = {
     "ddim": DDIMScheduler, "euler-a": EulerAncestralDiscreteScheduler, "dpmpp-2m": DPMSolverMultistepScheduler,
-    "unipc": UniPCMultistepScheduler,
+    "unipc": UniPCMultistepScheduler, "euler": EulerDiscreteScheduler,
 }
 STEPS, OTHER_STEPS, GUIDANCE = 10, 7, 5.0
 PROMPTS = ["photo of the sks dog", "sks on the hot sand"]
@@ -37,17 +37,22 @@ SIZES = {"sd1": (8, 12), "sd2": (12, 8)}  # of the latents: h, w
 SEEDS = {"sd1": 201, "sd2": 202, "samplers": 203}
 ADAPTER_SCALES = {"adapter1": 1.0, "adapter-0.5": -0.5}
 # scheduler_config.json as published with Stable Diffusion 1.5 (whose class is PNDM) and 2.1 (DDIM), keys that no
-# sampler here knows left out; the third is 2.1's with zero terminal SNR and the spacing that this asks for.
+# sampler here knows left out; the third is 2.1's with zero terminal SNR and the spacing that this asks for. Then SDXL's
+# spacing, the third one, and zero terminal SNR with each spacing and with the prediction that does not fit it.
 PUBLISHED = dict(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1,
     clip_sample=False, set_alpha_to_one=False,
 )
+ZERO_SNR = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
 SCHEDULES = {
     "sd15": PUBLISHED,
     "sd21-v": PUBLISHED | dict(prediction_type="v_prediction"),
-    "zero-snr-v": PUBLISHED | dict(
-        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
-    ),
+    "zero-snr-v": PUBLISHED | dict(ZERO_SNR, prediction_type="v_prediction"),
+    "leading": PUBLISHED | dict(timestep_spacing="leading"),
+    "trailing": PUBLISHED | dict(timestep_spacing="trailing"),
+    "zero-snr-v-leading": PUBLISHED | dict(ZERO_SNR, prediction_type="v_prediction", timestep_spacing="leading"),
+    "zero-snr-v-linspace": PUBLISHED | dict(ZERO_SNR, prediction_type="v_prediction", timestep_spacing="linspace"),
+    "zero-snr-epsilon": PUBLISHED | ZERO_SNR,
 }
 FORMULA = "f(x, t) = 0.8 tanh(x) (1 + 0.25 cos(t / 100)) + 0.1 sin(t / 50)"
 
@@ -173,6 +178,8 @@ def make_samples(folder):
 def run_alone(sampler, schedule, steps, latents, noise):
     """One sampler on the formula: timesteps, latents after the first and the last step, as lists."""
     scheduler = SAMPLERS[sampler].from_config(schedule)
+    if sampler == "ddim" and schedule == SCHEDULES["zero-snr-epsilon"]:
+        scheduler.alphas_cumprod[-1] = 2**-24  # as the others do; DDIM would divide by 0
     scheduler.set_timesteps(steps)
     xs, first = latents * scheduler.init_noise_sigma, None
     with GivenNoise(noise):

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Writes the golden bases once more as single files in the original layout of CompVis and Stability.
 
-    python make_single_file.py [--out DIR] [--only sd1|sd2]
+    python make_single_file.py [--out DIR] [--only sd1|sd2|sdxl|sdxl-v]
 
-Reads DIR/{sd1,sd2}/base and writes single-file.safetensors beside it, f32, with what real checkpoints hold besides the
-model: schedule buffers, an averaged copy, the autoencoder's loss, and for sd2 the last layer of OpenCLIP, which Stable
-Diffusion 2 does not use. The names are spelled here from the layout itself; before a file is written, diffusers' own
-conversion must bring back every tensor of the folder to the bit.
+Reads DIR/{sd1,sd2,sdxl,sdxl-v}/base and writes single-file.safetensors beside it, f32, with what real checkpoints hold
+besides the model: schedule buffers, an averaged copy, the autoencoder's loss; for sd2 the last layer of OpenCLIP, which
+Stable Diffusion 2 does not use; for sdxl-v the empty tensors that tell its prediction and schedule. The names are spelled here
+from the layout itself; before a file is written, diffusers' own conversion must bring back every tensor of the folder to
+the bit.
 """
 import argparse
 import json
@@ -17,12 +18,13 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-SEEDS = {"sd1": 301, "sd2": 302}
+SEEDS = {"sd1": 301, "sd2": 302, "sdxl": 303, "sdxl-v": 304}
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "conv_norm_out": "out.0", "conv_out": "out.2",
+    "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 UNET_RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -110,23 +112,51 @@ def original_clip(base):
     return {f"cond_stage_model.transformer.{key}": value for key, value in weights.items()}
 
 
-def original_open_clip(base):
-    """OpenCLIP's names: query, key and value in one matrix, and what follows the layer that Stable Diffusion 2 reads."""
-    config, weights = read_part(base, "text_encoder")
-    d, layers = config["hidden_size"], config["num_hidden_layers"]
+def open_clip(config, weights):
+    """OpenCLIP's names: query, key and value in one matrix."""
     made = {OPEN_CLIP_ENDS[key]: weights[key] for key in OPEN_CLIP_ENDS}
-    for layer in range(layers):
+    for layer in range(config["num_hidden_layers"]):
         source, target = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
         for kind in ("weight", "bias"):
             fused = [weights[f"{source}.self_attn.{side}_proj.{kind}"] for side in "qkv"]
             made[f"{target}.attn.in_proj_{kind}"] = torch.cat(fused)  # (3 d, d) or (3 d)
             for name, original in OPEN_CLIP.items():
                 made[f"{target}.{original}.{kind}"] = weights[f"{source}.{name}.{kind}"]
+    return made
+
+
+def original_open_clip(base):
+    """OpenCLIP, and what follows the layer that Stable Diffusion 2 reads."""
+    config, weights = read_part(base, "text_encoder")
+    d, layers = config["hidden_size"], config["num_hidden_layers"]
+    made = open_clip(config, weights)
     first = "transformer.resblocks.0."
     for key in [key for key in made if key.startswith(first)]:  # the layer that is there and not used
         made[f"transformer.resblocks.{layers}.{key.removeprefix(first)}"] = torch.randn_like(made[key])
     made |= dict(text_projection=torch.randn(d, d), logit_scale=torch.tensor(4.6052))
     return {f"cond_stage_model.model.{key}": value for key, value in made.items()}
+
+
+def original_sdxl_text(base):
+    """Both text encoders: transformers' names, always with "text_model.", and OpenCLIP with x @ text_projection."""
+    _, first = read_part(base, "text_encoder")
+    names = {key: f"text_model.{key.removeprefix('text_model.')}" for key in first}
+    made = {f"conditioner.embedders.0.transformer.{names[key]}": value for key, value in first.items()}
+    positions = torch.arange(first[next(key for key in first if key.endswith("position_embedding.weight"))].shape[0])
+    made["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = positions[None]
+    config, second = read_part(base, "text_encoder_2")
+    second = {key.removeprefix("text_model."): value for key, value in second.items()}
+    with_projection = open_clip(config, second) | dict(
+        text_projection=second["text_projection.weight"].T, logit_scale=torch.tensor(4.6055)
+    )
+    return made | {f"conditioner.embedders.1.model.{key}": value for key, value in with_projection.items()}
+
+
+def markers(base):
+    """Empty tensors that say what the network predicts, as authors of SDXL checkpoints add them."""
+    config = json.loads((base / "scheduler/scheduler_config.json").read_text())
+    told = dict(v_pred=config["prediction_type"] == "v_prediction", ztsnr=config["rescale_betas_zero_snr"])
+    return {key: torch.empty(0) for key, is_so in told.items() if is_so}
 
 
 def schedule_buffers(base):
@@ -157,12 +187,18 @@ def extras(unet):
 def diffusers_parts(whole, base):
     """part -> weights as diffusers' own conversion reads them."""
     unet_config, vae_config = read_part(base, "unet")[0], read_part(base, "vae")[0]
-    if single_file_utils.is_open_clip_model(whole):
+    text_2 = {}
+    if (base / "text_encoder_2").exists():
+        encoder = CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(base / "text_encoder_2"))
+        prefix = "conditioner.embedders.1.model."
+        text_2 = dict(text_encoder_2=single_file_utils.convert_open_clip_checkpoint(encoder, whole, prefix))
+        text = single_file_utils.convert_ldm_clip_checkpoint(whole)
+    elif single_file_utils.is_open_clip_model(whole):
         text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(base / "text_encoder"))
         text = single_file_utils.convert_open_clip_checkpoint(text_encoder, whole)
     else:
         text = single_file_utils.convert_ldm_clip_checkpoint(whole)
-    return dict(
+    return text_2 | dict(
         unet=single_file_utils.convert_ldm_unet_checkpoint(whole, unet_config),
         vae=single_file_utils.convert_ldm_vae_checkpoint(whole, vae_config), text_encoder=text,
     )
@@ -181,8 +217,9 @@ def check(whole, base):
                 raise SystemExit(f"{base}: {part} {key} differs")
             num_checked += 1
         # diffusers knows the unused layer by the number that it has in the published files.
-        unused = [key for key in found if not key.startswith(("encoder.layers.2.", "text_projection"))]
-        if part != "text_encoder" and found or unused:
+        passed_over = ("encoder.layers.2.", "text_projection", "embeddings.position_ids")
+        unused = [key for key in found if not key.startswith(passed_over)]
+        if part not in ("text_encoder", "text_encoder_2") and found or unused:
             raise SystemExit(f"{base}: {part} has more than the folder: {sorted(found)}")
     return num_checked
 
@@ -192,8 +229,11 @@ def make(folder):
     base = folder / "base"
     torch.manual_seed(SEEDS[folder.name])
     unet = original_unet(base)
-    text = original_clip(base) if folder.name == "sd1" else original_open_clip(base)
-    whole = unet | original_vae(base) | text | schedule_buffers(base) | extras(unet)
+    if folder.name.startswith("sdxl"):
+        whole = unet | original_vae(base) | original_sdxl_text(base) | markers(base)
+    else:
+        text = original_clip(base) if folder.name == "sd1" else original_open_clip(base)
+        whole = unet | original_vae(base) | text | schedule_buffers(base) | extras(unet)
     num_checked = check(whole, base)
     path = folder / "single-file.safetensors"
     save_file({key: value.contiguous() for key, value in whole.items()}, path)
@@ -203,7 +243,7 @@ def make(folder):
 
 def main():
     parser = argparse.ArgumentParser(description="Writes the golden bases as single files in the original layout.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that holds sd1 and sd2")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that holds the cases")
     parser.add_argument("--only", choices=list(SEEDS))
     options = parser.parse_args()
     for name in SEEDS:

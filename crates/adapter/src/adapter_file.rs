@@ -39,6 +39,15 @@ impl Format {
     }
 }
 
+/// How a kohya file calls the blocks of the U-Net.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BlockNames {
+    /// `input_blocks_4_1`: as Stable Diffusion was first published; what kohya files of SDXL have.
+    Original,
+    /// `down_blocks_1_attentions_0`: what kohya files of all others have.
+    Diffusers,
+}
+
 /// An adapter in memory, whatever format it came in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterFile {
@@ -56,6 +65,9 @@ pub struct AdapterFile {
     pub keys: Vec<SourceKey>,
     /// Element types of the tensors.
     pub dtypes: BTreeSet<Dtype>,
+    /// What a kohya file that it is written to shall call the blocks of the U-Net. `None`, as after reading: what is usual for
+    /// its base.
+    pub block_names: Option<BlockNames>,
 }
 
 impl AdapterFile {
@@ -63,7 +75,8 @@ impl AdapterFile {
     ///
     /// Read are kohya's keys with all kinds of changes, diffusers' of every generation, a folder of PEFT (or of one for each
     /// component), cloneofsimo's safetensors files and, as data only, its `.pt` lists. Names become kohya's, with the block
-    /// names of diffusers. Memory: all tensors as f32.
+    /// names of diffusers. Memory: all tensors as f32. Factors of a text encoder's projection are left out: see
+    /// [`AdapterFile::remarks`].
     ///
     /// # Errors
     /// Those of [`crate::TensorFiles::open`] and [`Change::from_leaves`]; [`AdapterError::UnknownKey`] for a tensor that is
@@ -95,11 +108,13 @@ impl AdapterFile {
                 metadata,
                 keys: Vec::new(),
                 dtypes: BTreeSet::new(),
+                block_names: None,
             });
             file.embeddings.extend(embeddings);
             file.keys.extend(keys);
             file.dtypes.extend(dtypes);
-            for (module, change) in changes {
+            let is_carried = |module: &String| !is_text_projection(module);
+            for (module, change) in changes.into_iter().filter(|(module, _)| is_carried(module)) {
                 if file.changes.insert(module.clone(), change).is_some() {
                     return Err(AdapterError::DuplicateName { path: path.to_owned(), name: module });
                 }
@@ -145,13 +160,39 @@ impl AdapterFile {
             metadata: adapter.metadata,
             keys: Vec::new(),
             dtypes: BTreeSet::new(),
+            block_names: None,
         }
     }
 
-    /// Which Stable Diffusion it belongs to.
+    /// Which Stable Diffusion it belongs to. Where nothing else tells, original block names do: no other kohya file has them.
     pub fn family(&self) -> BaseFamily {
         let layers = self.changes.iter().map(|(name, change)| (name.as_str(), change.weight_shape()));
-        BaseFamily::of(layers, &self.metadata)
+        match BaseFamily::of(layers, &self.metadata) {
+            BaseFamily::Unknown if self.has_spelling(KeySpelling::KohyaOriginal) => BaseFamily::Sdxl,
+            family => family,
+        }
+    }
+
+    fn has_spelling(&self, spelling: KeySpelling) -> bool {
+        self.keys.iter().any(|key| key.spelling == spelling)
+    }
+
+    /// What its user should know of the file that it was read from: names of both kinds, tensors that were left out.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        let has_diffusers_names = self.keys.iter().any(|key| {
+            let component = key.module.as_deref().and_then(Component::of_module);
+            key.spelling == KeySpelling::Kohya && component == Some(Component::Unet)
+        });
+        if has_diffusers_names && self.has_spelling(KeySpelling::KohyaOriginal) {
+            let both = "some blocks of the U-Net have their original names and others those of diffusers";
+            remarks.push(format!("{both}: both are read, and most programs read only one of them"));
+        }
+        let projection = self.keys.iter().find(|key| key.module.as_deref().is_some_and(is_text_projection));
+        if let Some(SourceKey { key, .. }) = projection {
+            remarks.push(format!("left out: factors of a text encoder's projection, which few programs read ({key})"));
+        }
+        remarks
     }
 
     /// The type that holds the numbers of the file exactly: its own if it has one, F32 if it has several.
@@ -178,6 +219,13 @@ impl AdapterFile {
         }
         Ok(Adapter { modules, metadata: self.metadata.clone() })
     }
+}
+
+/// The layer behind the pooled text. Some trainers make factors of it.
+fn is_text_projection(module: &str) -> bool {
+    let component = Component::of_module(module).filter(|component| component.is_text_encoder());
+    let path = component.and_then(|component| module.strip_prefix(component.prefix()));
+    matches!(path, Some("text_projection" | "text_model_text_projection"))
 }
 
 fn is_float(dtype: Dtype) -> bool {

@@ -62,7 +62,7 @@ impl BaseFamily {
             let has_two = layers.any(|(module, _)| {
                 matches!(Component::of_module(module), Some(Component::TextEncoder1 | Component::TextEncoder2))
             });
-            if has_two && cross.is_none() { Self::Sdxl } else { Self::Unknown }
+            if has_two { Self::Sdxl } else { Self::Unknown }
         })
     }
 

@@ -32,6 +32,8 @@ pub struct Compatibility {
     pub family: BaseFamily,
     /// Tensors in it.
     pub num_keys: usize,
+    /// What is strange about the file itself.
+    pub remarks: Vec<String>,
     /// Each program's answer.
     pub programs: Vec<ProgramReport>,
 }
@@ -106,6 +108,7 @@ impl Compatibility {
             format: file.format,
             family: facts.family,
             num_keys: file.keys.len(),
+            remarks: file.remarks(),
             programs: programs::all(&facts),
         }
     }

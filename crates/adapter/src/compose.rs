@@ -43,7 +43,7 @@ use crate::concatenation::weight_shape;
 use crate::error::AdapterError;
 use crate::linear_algebra::{product_svd, truncated_svd};
 use crate::{Adapter, Array, LoraModule};
-use layer::{Layer, layers_of};
+pub(crate) use layer::{Layer, layers_of};
 
 /// What came of several adapters.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::compose::{Layer, Member, layers_of};
 use crate::error::AdapterError;
 use crate::{Adapter, Array, LoraModule};
 
@@ -19,20 +20,9 @@ impl Adapter {
     /// [`AdapterError::BadScale`] if a scale is not finite, [`AdapterError::WeightShapes`] naming a module that belongs
     /// to differently shaped weights, and the errors of [`LoraModule::check`].
     pub fn sum(adapters: &[(&Adapter, f32)]) -> Result<Adapter, AdapterError> {
-        let mut terms: BTreeMap<&str, Vec<(&LoraModule, f32)>> = BTreeMap::new();
-        for (adapter, scale) in adapters {
-            if !scale.is_finite() {
-                return Err(AdapterError::BadScale { scale: *scale });
-            }
-            for (name, module) in &adapter.modules {
-                module.check(name)?;
-                terms.entry(name).or_default().push((module, *scale));
-            }
-        }
-        let mut modules = BTreeMap::new();
-        for (name, terms) in terms {
-            modules.insert(name.to_owned(), concatenate(name, &terms)?);
-        }
+        let members: Vec<_> = adapters.iter().map(|&(adapter, scale)| Member { adapter, scale }).collect();
+        let sum = |layer: &Layer| Ok((layer.name.to_owned(), layer.sum()?));
+        let modules = layers_of(&members)?.iter().map(sum).collect::<Result<_, AdapterError>>()?;
         Ok(Adapter { modules, metadata: BTreeMap::new() })
     }
 }
@@ -77,7 +67,7 @@ pub(crate) fn weight_shape(module: &LoraModule) -> Vec<usize> {
     module.up.shape.iter().take(1).chain(module.down.shape.iter().skip(1)).copied().collect()
 }
 
-/// A 1x1 convolution is a linear layer.
-fn without_unit_kernel(shape: &[usize]) -> &[usize] {
+/// The shape of a weight without the kernel of a 1x1 convolution, which is a linear layer.
+pub fn without_unit_kernel(shape: &[usize]) -> &[usize] {
     shape.strip_suffix(&[1, 1]).filter(|rest| rest.len() == 2).unwrap_or(shape)
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::adapter_file::{AdapterFile, Format};
+use crate::adapter_file::{AdapterFile, BlockNames, Format};
 use crate::base_family::BaseFamily;
 use crate::change::Change;
 use crate::error::AdapterError;
@@ -73,6 +73,7 @@ pub(crate) struct Outgoing {
     pub(crate) changes: BTreeMap<String, Change>,
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) family: BaseFamily,
+    pub(crate) block_names: Option<BlockNames>,
     pub(crate) asked_dtype: Option<SaveDtype>,
     pub(crate) own_dtype: SaveDtype,
     pub(crate) notes: Vec<ConversionNote>,
@@ -169,7 +170,8 @@ impl AdapterFile {
             let are_convolutions = family == BaseFamily::Sd1;
             notes.push(ConversionNote::ProjectionsReshaped { num_modules, are_convolutions });
         }
-        Outgoing { changes, metadata, family, asked_dtype, own_dtype: self.save_dtype(), notes }
+        let (block_names, own_dtype) = (self.block_names, self.save_dtype());
+        Outgoing { changes, metadata, family, block_names, asked_dtype, own_dtype, notes }
     }
 }
 

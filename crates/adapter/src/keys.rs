@@ -2,7 +2,10 @@
 //!
 //! A key is `<prefix><module path with underscores>.<leaf>`. The prefix tells the component: `lora_unet_` the U-Net,
 //! `lora_te_` the only text encoder of SD 1.x and 2.x, `lora_te1_` and `lora_te2_` the two of SDXL. Module paths are
-//! those of the diffusers U-Net and of the Hugging Face text encoder with its `text_model.` level.
+//! those of the diffusers U-Net and of the Hugging Face text encoder with its `text_model.` level. In files of SDXL the
+//! U-Net's blocks have their original names instead.
+
+use crate::formats::module_path;
 
 /// A part of the model that an adapter changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,14 +43,33 @@ impl Component {
         }
     }
 
+    /// `U-Net`, `text encoder`, `text encoder 1`, `text encoder 2`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unet => "U-Net",
+            Self::TextEncoder => "text encoder",
+            Self::TextEncoder1 => "text encoder 1",
+            Self::TextEncoder2 => "text encoder 2",
+        }
+    }
+
     /// The component that a module name such as `lora_te_text_model_encoder_layers_0_mlp_fc1` belongs to.
     pub fn of_module(module: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|component| module.starts_with(component.prefix()))
     }
 
+    /// The place, from 0, of a text encoder among those of its model; `None` for the U-Net.
+    pub fn text_encoder_index(self) -> Option<usize> {
+        match self {
+            Self::Unet => None,
+            Self::TextEncoder | Self::TextEncoder1 => Some(0),
+            Self::TextEncoder2 => Some(1),
+        }
+    }
+
     /// Whether it is a text encoder.
     pub fn is_text_encoder(self) -> bool {
-        self != Self::Unet
+        self.text_encoder_index().is_some()
     }
 }
 
@@ -98,6 +120,15 @@ pub fn parse_kohya_key(key: &str) -> Option<(&str, Leaf)> {
     Component::of_module(module)?;
     let leaf = Leaf::ALL.into_iter().find(|leaf| leaf.name() == name)?;
     Some((module, leaf))
+}
+
+/// The name of a module with the U-Net's blocks as diffusers calls them, whichever way the name has them: kohya files of SDXL call
+/// them as the original code does. `None` for an original name of a place that no U-Net has.
+pub fn with_diffusers_blocks(module: &str) -> Option<String> {
+    if module_path::has_original_blocks(module) {
+        return module_path::with_diffusers_blocks(module);
+    }
+    Some(module.to_owned())
 }
 
 /// Module and leaf of any key with kohya's module name, whatever the leaf: `lora_unet_a.hada_w1_a`.

@@ -2,12 +2,14 @@
 //!
 //! Per module `lora_down.weight`, `lora_up.weight` and a 0-d `alpha`, all of one element type; metadata of text.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::base_family::BaseFamily;
 use crate::error::AdapterError;
+use crate::formats::kohya_writer::names_in_file;
 use crate::hashes::AdapterHashes;
-use crate::keys::{Component, Leaf, kohya_key, parse_kohya_key};
+use crate::keys::{Component, Leaf, kohya_key, parse_kohya_key, with_diffusers_blocks};
 use crate::low_rank::{Array, LoraModule};
 use crate::tensor_file_writer::{TensorView, write_tensors};
 use crate::{Dtype, TensorFile};
@@ -42,7 +44,7 @@ impl From<SaveDtype> for Dtype {
 /// A LoRA adapter: its modules by kohya name (`lora_unet_...`, `lora_te_...`), and its metadata.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Adapter {
-    /// Modules by name, without leaf.
+    /// Modules by name, without leaf; the U-Net's blocks as diffusers calls them. Files of SDXL have the original names.
     pub modules: BTreeMap<String, LoraModule>,
     /// The text of the header. Hashes in it are those of the file it was read from; writing replaces them.
     pub metadata: BTreeMap<String, String>,
@@ -64,19 +66,22 @@ impl Adapter {
     /// [`AdapterError::MissingTensor`] if a module lacks a factor, [`AdapterError::NoModules`], and the errors of
     /// [`LoraModule::check`].
     pub fn from_tensors(file: &TensorFile) -> Result<Self, AdapterError> {
-        let mut names = BTreeSet::new();
+        let mut names = BTreeMap::new();
         for key in file.names() {
-            let Some((module, _)) = parse_kohya_key(key) else {
+            let found = parse_kohya_key(key);
+            let Some((module, name)) = found.and_then(|(name, _)| Some((with_diffusers_blocks(name)?, name))) else {
                 return Err(AdapterError::UnknownKey { path: file.path().to_owned(), key: key.to_owned() });
             };
-            names.insert(module);
+            if *names.entry(module).or_insert(name) != name {
+                return Err(AdapterError::DuplicateName { path: file.path().to_owned(), name: name.to_owned() });
+            }
         }
         if names.is_empty() {
             return Err(AdapterError::NoModules { path: file.path().to_owned() });
         }
         let mut modules = BTreeMap::new();
-        for name in names {
-            modules.insert(name.to_owned(), read_module(file, name)?);
+        for (module, name) in names {
+            modules.insert(module, read_module(file, name)?);
         }
         Ok(Self { modules, metadata: file.metadata().clone() })
     }
@@ -120,7 +125,9 @@ impl Adapter {
 
     fn tensors(&self, dtype: Dtype) -> BTreeMap<String, TensorView<'_>> {
         let mut tensors = BTreeMap::new();
-        for (name, module) in &self.modules {
+        let names = names_in_file(self.modules.keys(), BaseFamily::of_adapter(self));
+        for (module_name, module) in &self.modules {
+            let name = names.get(module_name).unwrap_or(module_name);
             for (leaf, factor) in [(Leaf::Down, &module.down), (Leaf::Up, &module.up)] {
                 let view = TensorView::f32_stored_as(dtype, &factor.shape, &factor.data);
                 tensors.insert(kohya_key(name, leaf), view);

@@ -21,7 +21,7 @@ impl LayerName {
     /// Of any name.
     pub fn of(module: &str) -> Self {
         let Some((component, path)) = dotted_path(module) else {
-            let part = Component::of_module(module).map_or("unknown", part_of);
+            let part = Component::of_module(module).map_or("unknown", Component::name);
             return Self { part, block: String::new(), kind: module.to_owned() };
         };
         let parts: Vec<&str> = path.split('.').collect();
@@ -40,7 +40,7 @@ impl LayerName {
             ["downsamplers" | "upsamplers", ..] => &rest[..1],
             _ => rest,
         };
-        Self { part: part_of(component), block, kind: kind.join(".") }
+        Self { part: component.name(), block, kind: kind.join(".") }
     }
 }
 
@@ -48,15 +48,6 @@ impl fmt::Display for LayerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { part, block, kind } = self;
         if block.is_empty() { write!(f, "{part} {kind}") } else { write!(f, "{part} {block} {kind}") }
-    }
-}
-
-fn part_of(component: Component) -> &'static str {
-    match component {
-        Component::Unet => "U-Net",
-        Component::TextEncoder => "text encoder",
-        Component::TextEncoder1 => "text encoder 1",
-        Component::TextEncoder2 => "text encoder 2",
     }
 }
 

@@ -84,11 +84,12 @@ mod torch_state;
 mod trigger_words;
 mod zip_directory;
 
-pub use adapter_file::{AdapterFile, Format};
+pub use adapter_file::{AdapterFile, BlockNames, Format};
 pub use atomic_file::{atomic_write, atomic_write_bytes, remove_unfinished, replace_bytes};
 pub use base_family::BaseFamily;
 pub use change::{Change, DoraModule, FullModule, HadamardModule, KroneckerFactor, KroneckerModule, TuckerModule};
 pub use compatibility::{Compatibility, IgnoredKeys, ProgramReport, Verdict, WrongScale};
+pub use concatenation::without_unit_kernel;
 pub use conversion::ConversionNote;
 pub use dtype::Dtype;
 pub use error::{AdapterError, ForeignFormat};

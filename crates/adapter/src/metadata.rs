@@ -179,8 +179,8 @@ pub struct TrainingFacts {
     pub learning_rate: f64,
     /// That of the U-Net.
     pub unet_lr: Option<f64>,
-    /// That of the text encoder; `None` if it is not trained.
-    pub text_encoder_lr: Option<f64>,
+    /// Those of the text encoders that are trained; empty if none is.
+    pub text_encoder_lr: Vec<f64>,
     /// `constant`, `cosine`, `linear`, ...
     pub lr_scheduler: String,
     /// Steps until the learning rate is reached.

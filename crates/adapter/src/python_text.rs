@@ -29,6 +29,17 @@ impl<T: PythonText> PythonText for Option<T> {
     }
 }
 
+/// None of nothing, one as itself, several as a list.
+impl PythonText for Vec<f64> {
+    fn python_text(&self) -> String {
+        match self.as_slice() {
+            [] => None::<f64>.python_text(),
+            [one] => one.python_text(),
+            several => format!("[{}]", several.iter().map(f64::python_text).collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
 impl PythonText for f64 {
     /// The shortest digits that give the same number, as both languages print; Python has an exponent of at least two
     /// digits below 0.0001 and from 1e16 on, and otherwise always a decimal point.

@@ -9,8 +9,8 @@ use crate::error::AdapterError;
 use crate::tensor_file::wrong_dtype;
 use crate::{Dtype, TensorInfo};
 
-/// A tensor of a file, row-major. Its bytes stay on disk until a part of them is read; only those of a transposed view in
-/// a PyTorch file are in memory.
+/// A tensor of a file, row-major. Its bytes stay on disk until a part of them is read; only those of a transposed matrix
+/// are in memory.
 #[derive(Debug)]
 pub struct TensorBytes<'a> {
     path: &'a Path,
@@ -61,6 +61,22 @@ impl<'a> TensorBytes<'a> {
             Content::Gathered(bytes) => *bytes = bytes[begin..begin + num_bytes].to_vec(),
         }
         self
+    }
+
+    /// A matrix with rows and columns exchanged, in memory. What is no matrix stays as it is.
+    ///
+    /// # Errors
+    /// [`AdapterError::Read`].
+    pub fn transposed(self) -> Result<Self, AdapterError> {
+        let [rows, columns] = self.info.shape[..] else { return Ok(self) };
+        let (mut bytes, size) = (Vec::new(), self.info.dtype.size_bytes());
+        self.read(0, rows * columns, &mut bytes)?;
+        let mut turned = Vec::with_capacity(bytes.len());
+        for place in (0..columns).flat_map(|column| (0..rows).map(move |row| (row * columns + column) * size)) {
+            turned.extend_from_slice(&bytes[place..place + size]);
+        }
+        let info = TensorInfo { dtype: self.info.dtype, shape: vec![columns, rows] };
+        Ok(Self { info, content: Content::Gathered(turned), ..self })
     }
 
     /// Replaces the content of `bytes` by the `count` elements from `first` on, little-endian.

@@ -254,3 +254,38 @@ fn a_module_too_small_for_its_type_has_not_moved_once_read_back() {
     let read = Adapter::read(&folder.path()).unwrap();
     assert_eq!(read.modules_that_never_moved(), ["lora_te_text_model_b"]);
 }
+
+#[test]
+fn a_file_of_sdxl_has_the_original_names_of_blocks_and_gives_those_of_diffusers() {
+    let folder = Folder::new();
+    let module = |start| LoraModule { down: values(start, &[2, 5]), up: values(start + 9, &[7, 2]), alpha: Some(3.0) };
+    let names = [
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+        "lora_te2_text_model_encoder_layers_31_mlp_fc1",
+        "lora_unet_down_blocks_1_attentions_0_proj_in",
+        "lora_unet_mid_block_attentions_0_proj_in",
+        "lora_unet_up_blocks_0_attentions_2_proj_in",
+    ];
+    let in_file = [
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+        "lora_te2_text_model_encoder_layers_31_mlp_fc1",
+        "lora_unet_input_blocks_4_1_proj_in",
+        "lora_unet_middle_block_1_proj_in",
+        "lora_unet_output_blocks_2_1_proj_in",
+    ];
+    let written = Adapter {
+        modules: names.iter().zip(0..).map(|(name, start)| ((*name).to_owned(), module(start))).collect(),
+        metadata: [("ss_base_model_version".to_owned(), "sdxl_base_v1-0".to_owned())].into(),
+    };
+    written.write(&folder.path(), SaveDtype::F32).unwrap();
+    let file = TensorFile::open(&folder.path()).unwrap();
+    let modules: std::collections::BTreeSet<&str> = file.names().map(|key| key.split_once('.').unwrap().0).collect();
+    assert!(modules.into_iter().eq(in_file));
+    assert_eq!(Adapter::read(&folder.path()).unwrap().modules, written.modules);
+
+    let down = values(0, &[2, 5]);
+    let twice = ["lora_unet_input_blocks_4_1_proj_in", "lora_unet_down_blocks_1_attentions_0_proj_in"];
+    let keys = twice.map(|name| format!("{name}.lora_down.weight"));
+    let path = folder.file_of(&keys.each_ref().map(|key| (key.as_str(), TensorView::f32(&down.shape, &down.data))));
+    assert!(matches!(Adapter::read(&path), Err(AdapterError::DuplicateName { .. })));
+}

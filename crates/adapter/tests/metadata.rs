@@ -9,7 +9,7 @@ fn facts() -> TrainingFacts {
         network_dim: 8,
         network_alpha: 4.0,
         learning_rate: 1e-4,
-        text_encoder_lr: Some(5e-6),
+        text_encoder_lr: vec![5e-6],
         resolution_px: (512, 768),
         cache_latents: true,
         ..TrainingFacts::default()

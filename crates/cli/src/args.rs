@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use loralei_model::{DeviceChoice, Layout, Prediction, SamplerKind};
-use loralei_trainer::{Checkpointing, Compute, Dtype, Goal, Ops, Targets, WeightDtype};
+use loralei_model::{DeviceChoice, Layout, Prediction, SamplerKind, ScheduleOverride};
+use loralei_trainer::{BenchKind, Checkpointing, Compute, Dtype, Goal, Ops, Targets, WeightDtype};
 
 /// Trains a LoRA adapter for Stable Diffusion from a folder of images
 #[derive(Debug, Parser)]
@@ -105,7 +105,7 @@ pub(crate) struct TrainArguments {
     /// Base model: `emoji`, a diffusers folder, a checkpoint file or a hub id [model.base]
     #[arg(long, value_name = "BASE")]
     pub(crate) base: Option<String>,
-    /// What the base predicts, where it does not say [model.prediction]
+    /// What the base predicts, where it does not say, or says it wrongly [model.prediction]
     #[arg(long, value_parser = ["epsilon", "v"])]
     pub(crate) prediction: Option<String>,
     /// Folder of images and captions [data.images]
@@ -211,9 +211,26 @@ pub(crate) struct BaseArguments {
     /// Base model: `emoji`, a diffusers folder, a checkpoint file or a hub id
     #[arg(long, value_name = "BASE")]
     pub(crate) base: String,
-    /// What the base predicts, where it does not say
+    #[command(flatten)]
+    pub(crate) schedule: ScheduleArguments,
+}
+
+/// What a base does not say of its noising process, or says wrongly.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ScheduleArguments {
+    /// What the base predicts, where it does not say, or says it wrongly
     #[arg(long, value_parser = predictions())]
     pub(crate) prediction: Option<Prediction>,
+    /// Whether the last timestep of the base is pure noise, where it does not say, or says it wrongly
+    #[arg(long, value_name = "true|false", hide_possible_values = true)]
+    pub(crate) zero_terminal_snr: Option<bool>,
+}
+
+impl From<ScheduleArguments> for ScheduleOverride {
+    fn from(arguments: ScheduleArguments) -> Self {
+        let ScheduleArguments { prediction, zero_terminal_snr } = arguments;
+        Self { prediction, zero_terminal_snr }
+    }
 }
 
 /// How a base computes.
@@ -257,9 +274,9 @@ pub(crate) struct GenerateArguments {
     /// What to draw; may be repeated
     #[arg(long, value_name = "TEXT", required = true)]
     pub(crate) prompt: Vec<String>,
-    /// What the pictures are not to show
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub(crate) negative: String,
+    /// What the pictures are not to show; left out, it is the empty text, or zeros for a base that was trained so
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) negative: Option<String>,
     /// Adapter, with a scale if not 1; a negative one pushes away; may be repeated
     #[arg(long, value_name = "FILE[=SCALE]")]
     pub(crate) adapter: Vec<String>,
@@ -284,10 +301,16 @@ pub(crate) struct GenerateArguments {
     /// Width and height in pixels [default: what the base was trained on]
     #[arg(long, value_name = "WxH", value_parser = size_px)]
     pub(crate) size: Option<(usize, usize)>,
+    /// What a base that listens to sizes is told of the picture's before it was scaled [default: --size]
+    #[arg(long, value_name = "WxH", value_parser = size_px)]
+    pub(crate) original_size: Option<(usize, usize)>,
+    /// What such a base is told was cut off on the left and at the top, in pixels [default: 0x0]
+    #[arg(long, value_name = "LEFTxTOP", value_parser = crop_px)]
+    pub(crate) crop: Option<(usize, usize)>,
     /// How to get from noise to the picture
     #[arg(long, default_value = "ddim", value_parser = samplers())]
     pub(crate) sampler: SamplerKind,
-    /// Layer of the text encoder, counted from its end: 1 is the last
+    /// Layer of the text encoder, counted from its end: 1 is the one that the base usually takes, 2 the one before
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) clip_skip: usize,
     /// One labelled picture over the values of an axis, such as scale=-1,0,0.5,1; twice for columns and rows
@@ -321,9 +344,8 @@ pub(crate) struct ModelInfoArguments {
     /// `emoji`, a diffusers folder, a checkpoint file or a hub id
     #[arg(value_name = "BASE")]
     pub(crate) base: String,
-    /// What the base predicts, where it does not say
-    #[arg(long, value_parser = predictions())]
-    pub(crate) prediction: Option<Prediction>,
+    #[command(flatten)]
+    pub(crate) schedule: ScheduleArguments,
     /// Side in pixels of the pictures to train on [default: what the base was trained on]
     #[arg(long, value_name = "PX")]
     pub(crate) size_px: Option<usize>,
@@ -353,9 +375,8 @@ pub(crate) struct ModelConvertArguments {
     /// Number type of the result [default: that of each tensor]
     #[arg(long, value_parser = dtypes())]
     pub(crate) dtype: Option<Dtype>,
-    /// What the base predicts, where it does not say
-    #[arg(long, value_parser = predictions())]
-    pub(crate) prediction: Option<Prediction>,
+    #[command(flatten)]
+    pub(crate) schedule: ScheduleArguments,
 }
 
 #[derive(Debug, Subcommand)]
@@ -377,7 +398,7 @@ pub(crate) struct VerifyStepArguments {
     /// Factors to start from, kohya keys
     #[arg(long, value_name = "FILE")]
     pub(crate) adapter: PathBuf,
-    /// Inputs: latents and noise (steps,b,4,h,w), timesteps (steps,b), input_ids (steps,b,77)
+    /// Inputs: latents and noise (steps,b,4,h,w), timesteps (steps,b), input_ids (steps,b,77); SDXL: input_ids_2, time_ids (steps,b,6)
     #[arg(long, value_name = "FILE")]
     pub(crate) batch: PathBuf,
     /// Where the results go
@@ -476,14 +497,17 @@ pub(crate) enum BenchCommand {
     Step(BenchStepArguments),
 }
 
-/// Time training steps on a U-Net of SD 1.5's size with random weights
+/// Time training steps on a U-Net of the size of SD 1.5 or SDXL with random weights
 #[derive(Debug, Args)]
 #[command(
     after_help = "Latents and text are given. Prints one JSON object: seconds per step, images per second, memory, and \
 the arithmetic of a step beside what a large product of matrices reaches here."
 )]
 pub(crate) struct BenchStepArguments {
-    /// Height and width of the latents, an eighth of the picture's: a multiple of 8
+    /// Family whose U-Net is measured
+    #[arg(long, default_value = "sd15", value_parser = bench_kinds())]
+    pub(crate) kind: BenchKind,
+    /// Height and width of the latents, an eighth of the picture's: a multiple of 8, or of 4 for sdxl
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(8..=1024))]
     pub(crate) latent: u16,
     /// Pictures that go through the network together
@@ -556,10 +580,11 @@ fn compute() -> impl TypedValueParser<Value = Compute> {
 }
 
 fn weights() -> impl TypedValueParser<Value = WeightDtype> {
-    PossibleValuesParser::new(["auto", "f32", "bf16", "f16"]).map(|name| match name.as_str() {
+    PossibleValuesParser::new(["auto", "f32", "bf16", "f16", "int8"]).map(|name| match name.as_str() {
         "f32" => WeightDtype::F32,
         "bf16" => WeightDtype::Bf16,
         "f16" => WeightDtype::F16,
+        "int8" => WeightDtype::Int8,
         _ => WeightDtype::Auto,
     })
 }
@@ -585,11 +610,19 @@ fn samplers() -> impl TypedValueParser<Value = SamplerKind> {
 
 /// `512x384`: width, then height.
 fn size_px(text: &str) -> Result<(usize, usize), String> {
-    let sides = text.split_once(['x', 'X']).and_then(|(width, height)| {
-        let side = |text: &str| text.trim().parse::<usize>().ok().filter(|side| (1..=16384).contains(side));
-        Some((side(width)?, side(height)?))
-    });
+    let sides = pair(text).filter(|(width, height)| *width > 0 && *height > 0);
     sides.ok_or_else(|| "write WIDTHxHEIGHT in pixels, such as 512x384".to_owned())
+}
+
+/// `0x16`: left, then top.
+fn crop_px(text: &str) -> Result<(usize, usize), String> {
+    pair(text).ok_or_else(|| "write LEFTxTOP in pixels, such as 0x16".to_owned())
+}
+
+fn pair(text: &str) -> Option<(usize, usize)> {
+    let (first, second) = text.split_once(['x', 'X'])?;
+    let number = |text: &str| text.trim().parse::<usize>().ok().filter(|number| *number <= 16384);
+    Some((number(first)?, number(second)?))
 }
 
 /// Words with one space between, at least one.
@@ -602,6 +635,13 @@ fn target_sets() -> impl TypedValueParser<Value = Targets> {
     PossibleValuesParser::new(["attention", "full"]).map(|name| match name.as_str() {
         "full" => Targets::Full,
         _ => Targets::Attention,
+    })
+}
+
+fn bench_kinds() -> impl TypedValueParser<Value = BenchKind> {
+    PossibleValuesParser::new(["sd15", "sdxl"]).map(|name| match name.as_str() {
+        "sdxl" => BenchKind::Sdxl,
+        _ => BenchKind::Sd15,
     })
 }
 
@@ -631,7 +671,7 @@ mod tests {
         let Command::Bench(BenchCommand::Step(step)) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!((step.latent, step.batch, step.rank, step.steps, step.warmup), (64, 1, 4, 5, 2));
         assert_eq!((step.targets, step.dtype, step.device), (Targets::Full, Dtype::F32, DeviceChoice::Cpu));
-        assert_eq!(step.weights, WeightDtype::Auto);
+        assert_eq!((step.weights, step.kind), (WeightDtype::Auto, BenchKind::Sd15));
         for wrong in [["--steps", "0"], ["--targets", "none"], ["--dtype", "f64"], ["--batch", "0"]] {
             assert!(Arguments::try_parse_from(["loralei", "bench", "step"].iter().chain(&wrong)).is_err(), "{wrong:?}");
         }

@@ -118,7 +118,7 @@ fn given_noise_and_saved_latents_are_those_of_diffusers() {
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
     let prompts = [text(&facts["prompts"][0]), text(&facts["prompts"][1])];
     let negative = text(&facts["negative_prompt"]);
-    for sampler in ["ddim", "euler-a", "dpmpp-2m", "unipc"] {
+    for sampler in ["ddim", "euler-a", "dpmpp-2m", "unipc", "euler"] {
         let drawn = loralei(
             place.path(),
             &[
@@ -216,7 +216,33 @@ fn model_info_says_what_a_base_is() {
     assert_eq!(told["parts"][0]["dtypes"], serde_json::json!(["F32"]));
     let sd2 = golden("sd2/base");
     let text = stdout(&loralei(place.path(), &["model", "info", sd2.to_str().unwrap()]));
-    assert!(text.contains("velocity (v), zero terminal SNR"), "{text}");
+    assert!(text.contains("velocity (v), zero terminal SNR, by its scheduler's configuration"), "{text}");
+}
+
+#[test]
+fn model_info_names_both_text_encoders_and_warns_of_a_wrong_scale() {
+    let place = tempfile::tempdir().unwrap();
+    let base = golden("sdxl-v/base");
+    stdout(&loralei(place.path(), &["model", "convert", base.to_str().unwrap(), "base", "--layout", "diffusers"]));
+    let vae = place.path().join("base/vae/config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&vae).unwrap()).unwrap();
+    (config["scaling_factor"], config["force_upcast"]) = (0.18215.into(), serde_json::Value::Null);
+    fs::write(&vae, config.to_string()).unwrap();
+    let told = stdout(&loralei(place.path(), &["model", "info", "base", "--json"]));
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["family"], &told["latent_scale"]), (&"Stable Diffusion XL".into(), &0.13025.into()));
+    assert_eq!((&told["prediction"], &told["prediction_origin"]), (&"v".into(), &"scheduler-config".into()));
+    assert_eq!((&told["text_width"], &told["pooled_width"]), (&28.into(), &14.into()));
+    assert_eq!(
+        (&told["parts"][1]["name"], &told["parts"][2]["name"]),
+        (&"text encoder 1".into(), &"text encoder 2".into())
+    );
+    let bytes = |place: &str, setting: &str| told["training"][place][setting].as_u64().unwrap();
+    assert!(bytes("bytes", "bf16 with int8") < bytes("bytes", "bf16"));
+    assert!(bytes("card_bytes", "f32") > bytes("bytes", "f32")); // there weights are f32 too
+    assert!(told["warnings"][0].as_str().unwrap().contains("0.18215"), "{told}");
+    let text = stderr(&loralei(place.path(), &["model", "info", "base"]));
+    assert!(text.contains("warning") && text.contains("0.18215"), "{text}");
 }
 
 #[test]

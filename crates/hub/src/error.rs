@@ -147,10 +147,10 @@ impl HubError {
             }
             Self::NotCached { .. } => "unset HF_HUB_OFFLINE and connect to the network once, or check the id",
             Self::MissingPart { .. } | Self::NoModel { .. } => {
-                "only Stable Diffusion 1.x and 2.x are read: a diffusers folder, or one .safetensors or .ckpt file"
+                "only Stable Diffusion 1.x, 2.x and XL are read: a diffusers folder, or one .safetensors or .ckpt file"
             }
             Self::TooManyTextEncoders { .. } => {
-                "this is SDXL or a later family; choose a Stable Diffusion 1.x or 2.x model"
+                "this is a later family; choose a Stable Diffusion 1.x, 2.x or XL model"
             }
             Self::SeveralModels { repo, files } => {
                 return files.first().map(|file| format!("name one, as in {repo}/{file}"));

@@ -22,7 +22,7 @@ pub struct BaseOptions {
 
 impl Default for BaseOptions {
     fn default() -> Self {
-        Self { prefer_half: false, max_text_encoders: 1 }
+        Self { prefer_half: false, max_text_encoders: 2 }
     }
 }
 
@@ -96,9 +96,16 @@ fn pipeline(repo: &str, files: &[String], options: &BaseOptions) -> Result<BaseF
     if let Some(path) = needed.into_iter().find(|path| !has(path)) {
         return Err(missing(path));
     }
-    let has_tokenizer = has("tokenizer/tokenizer.json") || (has("tokenizer/vocab.json") && has("tokenizer/merges.txt"));
-    if !has_tokenizer {
-        return Err(missing("tokenizer/vocab.json and tokenizer/merges.txt"));
+    for encoder in &encoders {
+        let (config, tokenizer) = (format!("{encoder}/config.json"), encoder.replace("text_encoder", "tokenizer"));
+        let has_file = |name: &str| has(&format!("{tokenizer}/{name}"));
+        if !has(&config) {
+            return Err(missing(&config));
+        }
+        let has_tokenizer = has_file("tokenizer.json") || (has_file("vocab.json") && has_file("merges.txt"));
+        if !has_tokenizer {
+            return Err(missing(&format!("{tokenizer}/vocab.json and {tokenizer}/merges.txt")));
+        }
     }
 
     let is_config = |file: &str| match file.split_once('/') {
@@ -285,11 +292,44 @@ mod tests {
     fn other_families_are_refused_before_anything_is_downloaded() {
         let choose =
             |parts: &[&[&str]]| BaseFiles::choose(&"a/b".parse().unwrap(), &files(parts), &BaseOptions::default());
-        let sdxl = ["unet/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors"];
-        assert!(matches!(choose(&[&SMALL, &sdxl]), Err(HubError::TooManyTextEncoders { found: 2, limit: 1, .. })));
+        let sd3 = ["unet/config.json", "text_encoder_2/config.json", "text_encoder_3/config.json"];
+        assert!(matches!(choose(&[&SMALL, &sd3]), Err(HubError::TooManyTextEncoders { found: 3, limit: 2, .. })));
         let flux = ["model_index.json", "transformer/config.json", "flux1-dev.safetensors"];
         assert!(matches!(choose(&[&flux]), Err(HubError::MissingPart { .. })));
         assert!(matches!(choose(&[&["README.md", "unet/x.safetensors"]]), Err(HubError::NoModel { .. })));
+    }
+
+    #[test]
+    fn a_second_text_encoder_comes_with_its_configuration_and_its_tokenizer() {
+        let sdxl = [
+            "text_encoder/model.safetensors",
+            "text_encoder_2/config.json",
+            "text_encoder_2/model.safetensors",
+            "tokenizer_2/merges.txt",
+            "tokenizer_2/tokenizer_config.json",
+            "tokenizer_2/vocab.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/diffusion_pytorch_model.safetensors",
+            "sd_xl_base_1.0.safetensors",
+        ];
+        let choose = |some: &[&str]| {
+            let files = files(&[&SMALL, &OTHER, some]);
+            BaseFiles::choose(&"a/b".parse().unwrap(), &files, &BaseOptions::default())
+        };
+        let chosen = choose(&sdxl).unwrap().all();
+        let wanted = SMALL.iter().chain(&sdxl[..8]);
+        assert!(wanted.clone().all(|file| chosen.iter().any(|found| found == file)), "{chosen:?}");
+        assert_eq!(chosen.len(), wanted.count());
+        for (left_out, part) in [
+            (1, "text_encoder_2/config.json"),
+            (2, "weights in text_encoder_2/"),
+            (5, "tokenizer_2/vocab.json and tokenizer_2/merges.txt"),
+        ] {
+            let some: Vec<&str> =
+                sdxl.iter().enumerate().filter(|(i, _)| *i != left_out).map(|(_, file)| *file).collect();
+            let error = choose(&some).unwrap_err();
+            assert!(matches!(&error, HubError::MissingPart { part: found, .. } if found == part), "{error}");
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use crate::base::Base;
 use crate::config::{Prediction, UnetConfig};
+use crate::number_types::WeightBytes;
 use crate::ops::is_worth_keeping;
+use crate::prediction_origin::PredictionOrigin;
 use crate::weight_files::WeightFiles;
 use crate::weights::Result;
 use loralei_adapter::Dtype;
@@ -11,12 +13,14 @@ use std::collections::BTreeSet;
 /// A network of a base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartDescription {
-    /// `U-Net`, `text encoder` or `autoencoder`.
+    /// `U-Net`, `text encoder` (of two, `text encoder 1` and `text encoder 2`) or `autoencoder`.
     pub name: &'static str,
     /// Numbers in its weights.
     pub num_parameters: u64,
-    /// Those of them in matrices and kernels of layers, which may be kept narrower than the others.
-    pub num_in_layers: u64,
+    /// Those of them in matrices of linear layers, which may be kept narrower than the others.
+    pub num_in_matrices: u64,
+    /// Those of them in kernels of convolutions, which may be kept narrower too.
+    pub num_in_kernels: u64,
     /// Number types in its file.
     pub dtypes: BTreeSet<String>,
 }
@@ -24,25 +28,40 @@ pub struct PartDescription {
 /// A base in figures.
 #[derive(Clone, Debug)]
 pub struct BaseDescription {
-    /// `Stable Diffusion 1.x`, `Stable Diffusion 2.x` or `other`.
+    /// `Stable Diffusion 1.x`, `Stable Diffusion 2.x`, `Stable Diffusion XL` or `other`.
     pub family: &'static str,
     /// What the U-Net predicts.
     pub prediction: Prediction,
+    /// Who says so.
+    pub prediction_origin: PredictionOrigin,
     /// Whether the noising process ends in pure noise.
     pub zero_terminal_snr: bool,
     /// Side in pixels of the pictures that it was trained on.
     pub native_size_px: usize,
     /// Sides of pictures must be multiples of it.
     pub size_multiple_px: usize,
+    /// Latents are multiplied by it.
+    pub latent_scale: f64,
     /// Width of the text that the U-Net sees.
     pub text_width: usize,
+    /// Width of the pooled text, where the U-Net sees it.
+    pub pooled_width: Option<usize>,
     /// Tokens of one chunk of a prompt.
     pub text_positions: usize,
     /// Its networks.
     pub parts: Vec<PartDescription>,
     unet: UnetConfig,
-    text_layers: usize,
+    text_encoders: Vec<TextEncoderSize>,
     latent_downsampling: usize,
+}
+
+/// What decides how much of a text encoder is kept for backward.
+#[derive(Clone, Copy, Debug)]
+struct TextEncoderSize {
+    width: usize,
+    num_layers: usize,
+    /// Whether the U-Net's time embedding depends on it too.
+    is_pooled: bool,
 }
 
 /// Settings that decide how much memory a training run takes.
@@ -54,14 +73,16 @@ pub struct TrainingSize {
     pub height_px: usize,
     /// Pictures that go through the network together.
     pub batch_size: usize,
-    /// Whether the text encoder has factors too.
-    pub text_encoder: bool,
+    /// Whether the text encoders have factors too, each of two; of a base with one encoder only the first counts.
+    pub text_encoders: [bool; 2],
     /// Rank of the factors, in every attention of the U-Net.
     pub rank: usize,
     /// Whether blocks are computed again in backward.
     pub recompute: bool,
-    /// Bytes of a number in a frozen matrix or kernel: 4 or 2.
-    pub bytes_per_weight: u64,
+    /// Whether the processor computes: there recompute keeps the outputs that take long.
+    pub is_cpu: bool,
+    /// Bytes of a number in a frozen matrix or kernel: 4, 2 or, in a matrix, 1.
+    pub bytes_per_weight: WeightBytes,
     /// Bytes of a number in which the base computes: 4 or 2.
     pub bytes_per_number: u64,
 }
@@ -73,26 +94,36 @@ impl BaseDescription {
     /// Files that are missing or damaged.
     pub fn of(base: &Base) -> Result<Self> {
         let mut parts = vec![part("U-Net", &base.unet_weights()?)];
-        for i in 0..base.num_text_encoders() {
-            parts.push(part("text encoder", &base.text_encoder_weights(i)?));
+        let mut text_encoders = Vec::new();
+        let names = if base.num_text_encoders() == 1 { &["text encoder"][..] } else { &TWO_TEXT_ENCODERS };
+        for (i, name) in names.iter().enumerate() {
+            let config = base.text_encoder_config(i);
+            let (width, num_layers) = (config.hidden_size, config.num_hidden_layers);
+            let is_pooled = base.pooled_width().is_some() && i + 1 == names.len();
+            text_encoders.push(TextEncoderSize { width, num_layers, is_pooled });
+            parts.push(part(name, &base.text_encoder_weights(i)?));
         }
         parts.push(part("autoencoder", &base.vae_weights()?));
-        let text_width = base.text_widths().iter().sum();
+        let text_widths = base.text_widths();
         Ok(Self {
-            family: match text_width {
-                768 => "Stable Diffusion 1.x",
-                1024 => "Stable Diffusion 2.x",
+            family: match text_widths[..] {
+                [768] => "Stable Diffusion 1.x",
+                [1024] => "Stable Diffusion 2.x",
+                [_, _] => "Stable Diffusion XL",
                 _ => "other",
             },
             prediction: base.noise_schedule().prediction(),
+            prediction_origin: base.prediction_origin(),
             zero_terminal_snr: base.noise_schedule().config().rescale_betas_zero_snr,
             native_size_px: base.native_size_px(),
             size_multiple_px: base.size_multiple_px(),
-            text_width,
+            latent_scale: base.vae_config().scaling_factor,
+            text_width: text_widths.iter().sum(),
+            pooled_width: base.pooled_width(),
             text_positions: base.text_encoder_positions(),
             parts,
             unet: base.unet_config().clone(),
-            text_layers: base.text_encoder_config(0).num_hidden_layers,
+            text_encoders,
             latent_downsampling: base.vae_config().downsampling(),
         })
     }
@@ -101,20 +132,23 @@ impl BaseDescription {
     /// moments, what a step keeps for backward, and its gradients. Captions and images are encoded before the U-Net is loaded,
     /// which takes less.
     pub fn training_bytes(&self, size: TrainingSize) -> u64 {
-        let (unet, text) = (self.parts.first(), self.parts.iter().filter(|part| part.name == "text encoder"));
-        let trained_text = text.filter(|_| size.text_encoder);
+        let trained = || self.text_encoders.iter().zip(size.text_encoders).filter(|(_, is_trained)| *is_trained);
+        // One that learns needs the text of all of them.
+        let num_loaded = 1 + if trained().next().is_some() { self.text_encoders.len() } else { 0 };
         let of_part = |part: &PartDescription| {
-            let others = part.num_parameters - part.num_in_layers;
-            part.num_in_layers * size.bytes_per_weight + others * size.bytes_per_number
+            let others = part.num_parameters - part.num_in_matrices - part.num_in_kernels;
+            let WeightBytes { matrices, kernels } = size.bytes_per_weight;
+            part.num_in_matrices * matrices + part.num_in_kernels * kernels + others * size.bytes_per_number
         };
-        let weights: u64 = unet.into_iter().chain(trained_text).map(of_part).sum();
+        let weights: u64 = self.parts.iter().take(num_loaded).map(of_part).sum();
         let latents = (size.width_px / self.latent_downsampling) * (size.height_px / self.latent_downsampling);
-        let step = step_numbers(&self.unet, latents, self.text_positions);
-        let mut kept = step.kept(size.recompute);
-        if size.text_encoder {
+        let time_learns = trained().any(|(encoder, _)| encoder.is_pooled);
+        let step = step_numbers(&self.unet, latents, self.text_positions, time_learns);
+        let mut kept = step.kept(size.recompute, size.is_cpu);
+        for (encoder, _) in trained() {
             // Norm, q, k, v, result, projection, sum; norm, two of four times the width, projection, sum.
             let of_layer = if size.recompute { 1 } else { 18 };
-            kept += of_layer * self.text_layers * self.text_positions * self.text_width;
+            kept += of_layer * encoder.num_layers * self.text_positions * encoder.width;
         }
         let factors = attention_factors(&self.unet, size.rank);
         // Operations compute 16-bit numbers in f32, what comes in and what goes out.
@@ -123,18 +157,24 @@ impl BaseDescription {
     }
 }
 
+const TWO_TEXT_ENCODERS: [&str; 2] = ["text encoder 1", "text encoder 2"];
+
 /// The program itself, 40 MB in runs whose networks take next to nothing, and what is free between tensors, which the
 /// allocator keeps.
 const PROGRAM_BYTES: u64 = 60_000_000;
 
 fn part(name: &'static str, weights: &WeightFiles) -> PartDescription {
     let infos = weights.names().filter_map(|name| Some((name, weights.info(name)?)));
-    let mut part = PartDescription { name, num_parameters: 0, num_in_layers: 0, dtypes: BTreeSet::new() };
+    let mut part =
+        PartDescription { name, num_parameters: 0, num_in_matrices: 0, num_in_kernels: 0, dtypes: BTreeSet::new() };
     for (name, info) in infos.filter(|(_, info)| is_float(info.dtype)) {
         let count = info.num_elements() as u64;
         part.num_parameters += count;
-        if info.shape.len() > 1 && !name.starts_with("embeddings.") {
-            part.num_in_layers += count;
+        match info.shape.len() {
+            0 | 1 => {}
+            _ if name.starts_with("embeddings.") => {}
+            2 => part.num_in_matrices += count,
+            _ => part.num_in_kernels += count,
         }
         part.dtypes.insert(info.dtype.to_string());
     }
@@ -149,29 +189,33 @@ fn is_float(dtype: Dtype) -> bool {
 ///
 /// Kept for backward is the output of every operation, since the graph holds an operation's inputs whether its backward reads
 /// them or not. With recompute it is what lies between the units, the outputs inside that take long to compute, and the inside
-/// of the largest unit.
-fn step_numbers(config: &UnetConfig, latents: usize, text: usize) -> StepNumbers {
+/// of the largest unit. Levels on the way down before the first attention leave only their skips, unless `time_learns`: nothing
+/// that goes in has a gradient.
+fn step_numbers(config: &UnetConfig, latents: usize, text: usize, time_learns: bool) -> StepNumbers {
     let channels = &config.block_out_channels;
     let last = channels.len() - 1;
+    let has_attention = |level: usize| config.down_block_types[level] == "CrossAttnDownBlock2D";
     let mut numbers = StepNumbers::default();
     for (level, &c) in channels.iter().enumerate() {
         let (tokens, layers) = (latents >> (2 * level), config.layers_per_block.at(level));
         let (above, below) = (channels[level.saturating_sub(1)], channels[(level + 1).min(last)]);
         let depth = config.transformer_layers_per_block.at(level);
         let skips = (layers + 1) * tokens * c; // whose gradients wait
+        let is_recorded = time_learns || (0..=level).any(has_attention);
         let mut block = |resnet: Unit| {
             numbers.add(resnet, skips);
-            if config.down_block_types[level] == "CrossAttnDownBlock2D" {
+            if has_attention(level) {
                 numbers.add(transformer(tokens, c, text, depth), skips);
             }
         };
-        for layer in 0..layers {
+        for layer in (0..layers).filter(|_| is_recorded) {
             block(resnet(tokens, if layer == 0 { above } else { c }, 0, c));
         }
         for layer in 0..=layers {
             let (hidden, skip) = (if layer == 0 { below } else { c }, if layer == layers { above } else { c });
             block(resnet(tokens, hidden, skip, c));
         }
+        numbers.between += if is_recorded { 0 } else { layers * tokens * c };
         // The input of the way down: of `conv_in`, or halved from the level above.
         numbers.between += tokens * above;
         // The upsampled map and its convolution.
@@ -259,8 +303,9 @@ impl StepNumbers {
     }
 
     /// Numbers that are kept for backward.
-    fn kept(&self, recompute: bool) -> usize {
-        self.between + if recompute { self.unit_outputs + self.kept + self.largest } else { self.inside }
+    fn kept(&self, recompute: bool, is_cpu: bool) -> usize {
+        let slow = if is_cpu { self.kept } else { 0 };
+        self.between + if recompute { self.unit_outputs + slow + self.largest } else { self.inside }
     }
 }
 
@@ -282,9 +327,34 @@ fn attention_factors(config: &UnetConfig, rank: usize) -> u64 {
 mod tests {
     use super::*;
 
+    fn sdxl() -> UnetConfig {
+        let text = r#"{"block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true, "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}"#;
+        UnetConfig::parse(text, "c").unwrap()
+    }
+
     #[test]
     fn sd15_has_as_many_attention_factors_as_its_files_hold() {
         let config = UnetConfig::parse(r#"{"cross_attention_dim": 768}"#, "c").unwrap();
         assert_eq!(attention_factors(&config, 4), 797_184);
+    }
+
+    #[test]
+    fn sdxl_has_as_many_attention_factors_as_its_shapes_say() {
+        assert_eq!(attention_factors(&sdxl(), 1), 1_451_520);
+    }
+
+    #[test]
+    fn levels_before_the_first_attention_leave_only_their_skips_unless_the_time_embedding_learns() {
+        let (frozen, learning) = (step_numbers(&sdxl(), 64 * 64, 77, false), step_numbers(&sdxl(), 64 * 64, 77, true));
+        // Norm, convolution, time, norm, convolution, sum: 6 maps, of which the last is the skip. Two resnets of 320.
+        let map = 64 * 64 * 320;
+        assert_eq!(learning.kept(false, true) - frozen.kept(false, true), 2 * 5 * map);
+        let kept_convolutions = 2 * 2 * map; // 9 * 320 multiplications each
+        assert_eq!(learning.kept(true, true) - frozen.kept(true, true), kept_convolutions);
+        assert_eq!(learning.kept(true, false), frozen.kept(true, false));
     }
 }

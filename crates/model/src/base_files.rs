@@ -1,8 +1,9 @@
 //! Where the files of a base are: a diffusers folder, the program itself, or one checkpoint file.
 
-use crate::config::{Prediction, TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::config::{Prediction, ScheduleOverride, TextEncoderConfig, UnetConfig, VaeConfig};
 use crate::error::{ForeignModel, ModelError};
-use crate::single_file::SingleFile;
+use crate::prediction_origin::PredictionOrigin;
+use crate::single_file::{SingleFile, names_prediction};
 use crate::tokenizer::TokenizerFiles;
 use crate::weight_files::WeightFiles;
 use crate::weights::Result;
@@ -42,6 +43,9 @@ pub(crate) enum FileContent {
     Bytes(&'static [u8]),
 }
 
+/// The folders of each text encoder and of its tokenizer, in order.
+pub(crate) const TEXT_FOLDERS: [(&str, &str); 2] = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
 /// How deep folders of a base lie in each other; links could go round in a circle.
 const MAX_DEPTH: usize = 4;
 
@@ -60,15 +64,49 @@ impl BaseFiles {
         Ok(files)
     }
 
-    /// Pipelines of other models, by the class that `model_index.json` names.
+    /// Pipelines of other models, by the classes that `model_index.json` and the scheduler's configuration name.
     fn refuse_foreign_pipeline(&self) -> Result<()> {
-        let Some(text) = self.text("model_index.json")? else { return Ok(()) };
-        let index: Value = serde_json::from_str(&text).unwrap_or_default();
-        let Some(class) = index.get("_class_name").and_then(Value::as_str) else { return Ok(()) };
-        match ForeignModel::of_pipeline(class) {
-            Some(found) => Err(ModelError::Foreign { path: self.name(), found }),
-            None => Ok(()),
+        let class = |relative: &str| {
+            let config: Value = serde_json::from_str(&self.text(relative)?.unwrap_or_default()).unwrap_or_default();
+            Ok::<_, ModelError>(config.get("_class_name").and_then(Value::as_str).unwrap_or_default().to_owned())
+        };
+        let (pipeline, scheduler) = (class("model_index.json")?, class(SCHEDULER)?);
+        let found = match ForeignModel::of_pipeline(&pipeline) {
+            Some(found) if !pipeline.is_empty() => found,
+            _ if scheduler.starts_with("EDM") => ForeignModel::Edm,
+            _ => return Ok(()),
+        };
+        Err(self.foreign(found))
+    }
+
+    pub(crate) fn foreign(&self, found: ForeignModel) -> ModelError {
+        ModelError::Foreign { path: self.name(), found }
+    }
+
+    /// Who says what the U-Net predicts.
+    pub(crate) fn prediction_origin(&self) -> Result<PredictionOrigin> {
+        if let Self::Single(file) = self {
+            return Ok(file.prediction_origin());
         }
+        let is_named = self.text(SCHEDULER)?.as_deref().is_some_and(names_prediction);
+        Ok(if is_named { PredictionOrigin::SchedulerConfig } else { PredictionOrigin::Default })
+    }
+
+    /// What is stronger than the scheduler's configuration, or stands where that is silent.
+    pub(crate) fn schedule(&self) -> ScheduleOverride {
+        match self {
+            Self::Single(file) => file.schedule(),
+            _ => ScheduleOverride::default(),
+        }
+    }
+
+    /// Whether the pipeline asks for zeros where a prompt is not given: unless it says otherwise, as diffusers has it.
+    pub(crate) fn forces_zeros_for_empty_prompt(&self) -> Result<bool> {
+        let index: Value = match self.text("model_index.json")? {
+            Some(text) => serde_json::from_str(&text).unwrap_or_default(),
+            None => Value::Null,
+        };
+        Ok(index.get("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(true))
     }
 
     /// What messages call a file of it.
@@ -110,7 +148,8 @@ impl BaseFiles {
         ModelError::MissingFile { path: self.name(), missing: relative.to_owned() }
     }
 
-    fn exists(&self, relative: &str) -> bool {
+    /// Whether a folder, or the program, has the file.
+    pub(crate) fn exists(&self, relative: &str) -> bool {
         match self {
             Self::Folder(folder) => folder.join(relative).exists(),
             Self::Bundled(_, files) => files.iter().any(|(path, _)| *path == relative),
@@ -179,7 +218,7 @@ impl BaseFiles {
     /// Names begin below `text_model.`.
     pub(crate) fn text_encoder(&self, folder: &str, config: &TextEncoderConfig) -> Result<WeightFiles> {
         if let Self::Single(file) = self {
-            return Ok(file.text_encoder(config.num_hidden_layers));
+            return Ok(file.text_encoder(folder, config.num_hidden_layers));
         }
         let below = |name: &str| name.strip_prefix("text_model.").unwrap_or(name).to_owned();
         Ok(WeightFiles::renamed(self.tensors(folder, "model", "pytorch_model")?, below))
@@ -187,7 +226,7 @@ impl BaseFiles {
 
     pub(crate) fn tokenizer(&self, folder: &str, vocab_size: usize) -> Result<TokenizerFiles> {
         if let Self::Single(file) = self {
-            return file.tokenizer(vocab_size);
+            return file.tokenizer(folder, vocab_size);
         }
         let text = |name: &str| self.text(&format!("{folder}/{name}"));
         Ok(TokenizerFiles {

@@ -1,10 +1,11 @@
 //! The layers of a base under the names that adapters give them.
 
 use crate::base::Base;
+use crate::original_layout::PROJECTION_WEIGHT;
 use crate::weight_files::WeightFiles;
 use crate::weights::Result;
 use loralei_adapter::keys::kohya_module;
-use loralei_adapter::{AdapterError, Array, TensorInfo};
+use loralei_adapter::{AdapterError, Array};
 use std::collections::BTreeMap;
 
 /// The weights of the U-Net and the text encoders by kohya's module names. Reads a tensor only when it is asked for.
@@ -27,7 +28,7 @@ impl BaseLayers {
         }
         let (mut networks, mut layers) = (Vec::new(), BTreeMap::new());
         for (index, (prefix, weights)) in parts.into_iter().enumerate() {
-            for path in weights.names().filter_map(|name| name.strip_suffix(".weight")) {
+            for path in layer_paths(&weights) {
                 layers.insert(kohya_module(prefix, path), (index, path.to_owned()));
             }
             networks.push(weights);
@@ -40,16 +41,14 @@ impl BaseLayers {
         self.layers.keys().map(String::as_str)
     }
 
-    /// The network that has the module, and the path of the layer in it, as `mid_block.attentions.0.proj_in`.
-    pub fn layer(&self, module: &str) -> Option<(&WeightFiles, &str)> {
-        let (network, path) = self.layers.get(module)?;
-        Some((self.networks.get(*network)?, path))
+    /// The U-Net, then the text encoders.
+    pub(crate) fn networks(&self) -> &[WeightFiles] {
+        &self.networks
     }
 
-    /// Element type and shape of the weight: (out, in) or (out, in, kh, kw), of a norm (width).
-    pub fn weight_info(&self, module: &str) -> Option<TensorInfo> {
-        let (weights, path) = self.layer(module)?;
-        weights.info(&format!("{path}.weight"))
+    /// Which of the networks has the module, and the path of the layer in it, as `mid_block.attentions.0.proj_in`.
+    pub(crate) fn place(&self, module: &str) -> Option<(usize, &str)> {
+        self.layers.get(module).map(|(network, path)| (*network, path.as_str()))
     }
 
     /// The weight as f32; `None` if the base has no such layer.
@@ -57,11 +56,18 @@ impl BaseLayers {
     /// # Errors
     /// A file that cannot be read.
     pub fn weight(&self, module: &str) -> std::result::Result<Option<Array>, AdapterError> {
-        let Some((weights, path)) = self.layer(module) else { return Ok(None) };
+        let Some((network, path)) = self.place(module) else { return Ok(None) };
+        let weights = &self.networks[network];
         let name = format!("{path}.weight");
         let shape = weights.info(&name).map(|info| info.shape).unwrap_or_default();
         Ok(Some(Array { shape, data: weights.read_f32(&name)? }))
     }
+}
+
+/// The paths of all layers with a weight that an adapter may change. The projection of the pooled text is none: no program
+/// reads factors for it.
+pub(crate) fn layer_paths(weights: &WeightFiles) -> impl Iterator<Item = &str> {
+    weights.names().filter(|name| *name != PROJECTION_WEIGHT).filter_map(|name| name.strip_suffix(".weight"))
 }
 
 #[cfg(test)]
@@ -81,7 +87,6 @@ mod tests {
             for (module, factors) in Adapter::read(&golden.join("adapter.safetensors")).unwrap().modules {
                 let (weight, delta) = (layers.weight(&module).unwrap().unwrap(), factors.delta());
                 assert_eq!((weight.shape[0], weight.data.len()), (delta.shape[0], delta.data.len()), "{module}");
-                assert_eq!(layers.weight_info(&module).unwrap().shape, weight.shape);
             }
             assert!(layers.weight("lora_unet_no_such_layer").unwrap().is_none());
         }

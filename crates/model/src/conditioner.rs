@@ -1,6 +1,7 @@
 //! From a prompt to what the U-Net is told: chunks of 75 tokens, encoded one by one and laid side by side, each token's
 //! vector multiplied by its weight.
 
+use crate::conditioning::EncodedText;
 use crate::error::ModelError;
 use crate::prompt::{PromptPart, parse_prompt};
 use crate::text_encoder::TextEncoder;
@@ -22,22 +23,23 @@ pub struct TextStage<'a> {
 pub struct Conditioner<'a> {
     stages: Vec<TextStage<'a>>,
     clip_skip: usize,
+    absent_is_zeros: bool,
 }
 
 /// A picture's prompt and what it must not show, encoded to the same length.
 #[derive(Clone, Debug)]
 pub struct EncodedPrompts {
     /// (1, 77 n, d).
-    pub prompt: Tensor,
+    pub prompt: EncodedText,
     /// (1, 77 n, d).
-    pub negative: Tensor,
+    pub negative: EncodedText,
 }
 
 /// Token ids with a weight each, cut into chunks.
 type Chunks = Vec<Vec<(i64, f64)>>;
 
 impl<'a> Conditioner<'a> {
-    /// `clip_skip` as A1111 counts it: 1 takes the text encoder's last layer, 2 the one before.
+    /// `clip_skip` as A1111 counts it: 1 takes what the base usually takes of its text encoders, 2 leaves out a layer more.
     ///
     /// # Errors
     /// [`ModelError::ClipSkip`] if there are not that many layers.
@@ -46,46 +48,69 @@ impl<'a> Conditioner<'a> {
         if clip_skip == 0 || clip_skip > num_layers {
             return Err(ModelError::ClipSkip { clip_skip, num_layers });
         }
-        Ok(Self { stages, clip_skip })
+        Ok(Self { stages, clip_skip, absent_is_zeros: false })
+    }
+
+    /// The same; if `absent_is_zeros`, zeros stand for a negative prompt that is not given, instead of the empty text:
+    /// [`crate::Base::zeros_for_empty_prompt`].
+    #[must_use]
+    pub fn with_zeros_for_absent(self, absent_is_zeros: bool) -> Self {
+        Self { absent_is_zeros, ..self }
     }
 
     /// Encodes both texts; the shorter one gets empty chunks.
     ///
     /// # Errors
     /// Text that the tokenizer cannot encode.
-    pub fn encode(&self, prompt: &str, negative: &str) -> Result<EncodedPrompts> {
-        let (mut of_prompt, mut of_negative) = (Vec::new(), Vec::new());
-        for stage in &self.stages {
-            let (mut wanted, mut unwanted) = (chunks(stage.tokenizer, prompt)?, chunks(stage.tokenizer, negative)?);
-            let num_chunks = wanted.len().max(unwanted.len());
-            wanted.resize(num_chunks, Vec::new());
-            unwanted.resize(num_chunks, Vec::new());
-            of_prompt.push(self.encode_chunks(stage, &wanted)?);
-            of_negative.push(self.encode_chunks(stage, &unwanted)?);
-        }
-        Ok(EncodedPrompts { prompt: Tensor::cat(&of_prompt, 2)?, negative: Tensor::cat(&of_negative, 2)? })
+    pub fn encode(&self, prompt: &str, negative: Option<&str>) -> Result<EncodedPrompts> {
+        let [wanted, unwanted] = [self.chunks(prompt)?, self.chunks(negative.unwrap_or_default())?];
+        let num_chunks = wanted.iter().chain(&unwanted).map(Vec::len).max().unwrap_or(1);
+        let prompt = self.encode_chunks(wanted, num_chunks)?;
+        let negative = if negative.is_none() && self.absent_is_zeros {
+            prompt.map(Tensor::zeros_like)?
+        } else {
+            self.encode_chunks(unwanted, num_chunks)?
+        };
+        Ok(EncodedPrompts { prompt, negative })
     }
 
     /// Encodes one text, to as many chunks as it needs: (1, 77 n, d).
     ///
     /// # Errors
     /// Text that the tokenizer cannot encode.
-    pub(crate) fn encode_alone(&self, text: &str) -> Result<Tensor> {
-        let of_stage = |stage: &TextStage| self.encode_chunks(stage, &chunks(stage.tokenizer, text)?);
-        Ok(Tensor::cat(&self.stages.iter().map(of_stage).collect::<Result<Vec<_>>>()?, 2)?)
+    pub(crate) fn encode_alone(&self, text: &str) -> Result<EncodedText> {
+        let chunks = self.chunks(text)?;
+        let num_chunks = chunks.iter().map(Vec::len).max().unwrap_or(1);
+        self.encode_chunks(chunks, num_chunks)
     }
 
-    fn encode_chunks(&self, stage: &TextStage, chunks: &Chunks) -> Result<Tensor> {
-        let encoded = chunks.iter().map(|chunk| {
+    /// Of each stage: tokenizers may differ in how many tokens they make of a text.
+    fn chunks(&self, text: &str) -> Result<Vec<Chunks>> {
+        self.stages.iter().map(|stage| chunks(stage.tokenizer, text)).collect()
+    }
+
+    fn encode_chunks(&self, of_stages: Vec<Chunks>, num_chunks: usize) -> Result<EncodedText> {
+        let of_stage = |(stage, mut chunks): (&TextStage, Chunks)| {
+            chunks.resize(num_chunks, Vec::new());
+            self.encode_with(stage, &chunks)
+        };
+        let encoded = self.stages.iter().zip(of_stages).map(of_stage);
+        Ok(EncodedText::side_by_side(&encoded.collect::<Result<Vec<_>>>()?)?)
+    }
+
+    /// The text as a whole is that of its first chunk, as A1111 has it.
+    fn encode_with(&self, stage: &TextStage, chunks: &Chunks) -> Result<EncodedText> {
+        let (mut contexts, mut pooled) = (Vec::with_capacity(chunks.len()), None);
+        for chunk in chunks {
             let ids: Vec<i64> = chunk.iter().map(|(id, _)| *id).collect();
             let input_ids = stage.tokenizer.with_marks(&ids);
             let positions = input_ids.len();
             let input_ids = Tensor::from_vec(input_ids, (1, positions), &Device::Cpu)?;
-            let left_out = self.clip_skip - 1;
-            let vectors = stage.encoder.forward_without_last(&input_ids, left_out, Checkpointing::None)?; // (1, 77, d)
-            weighted(&vectors, chunk)
-        });
-        Ok(Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 1)?)
+            let text = stage.encoder.forward(&input_ids, self.clip_skip - 1, Checkpointing::None)?; // (1, 77, d)
+            contexts.push(weighted(&text.context, chunk)?);
+            pooled = pooled.or(text.pooled);
+        }
+        Ok(EncodedText { context: Tensor::cat(&contexts, 1)?, pooled })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Keys that change nothing here (training leftovers, names of classes) are ignored; a key that would change the
 //! network in a way this program does not know is refused by name, never read over.
 
+use crate::conditioning::PictureSizes;
 use crate::error::ModelError;
 use crate::weights::Result;
 use serde::Deserialize;
@@ -80,6 +81,28 @@ pub struct UnetConfig {
     pub downsample_padding: usize,
     /// Side of the latents that it was trained on.
     pub sample_size: Option<PerLevel>,
+    /// `text_time` where the network is also told the pooled text and the picture's sizes.
+    pub addition_embed_type: Option<String>,
+    /// Width of each size there.
+    pub addition_time_embed_dim: Option<usize>,
+    /// Width of the pooled text and all sizes together.
+    pub projection_class_embeddings_input_dim: Option<usize>,
+}
+
+/// What the network is told besides text and time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddedConditioning {
+    /// Width of the pooled text.
+    pub pooled_width: usize,
+    /// Width of each of the six sizes.
+    pub size_width: usize,
+}
+
+impl AddedConditioning {
+    /// Width of all together.
+    pub fn width(self) -> usize {
+        self.pooled_width + PictureSizes::COUNT * self.size_width
+    }
 }
 
 impl Default for UnetConfig {
@@ -109,14 +132,16 @@ impl Default for UnetConfig {
             mid_block_scale_factor: 1.0,
             downsample_padding: 1,
             sample_size: None,
+            addition_embed_type: None,
+            addition_time_embed_dim: None,
+            projection_class_embeddings_input_dim: None,
         }
     }
 }
 
 /// Keys of `unet/config.json` that must be absent, null, or of this value.
-const UNET_FIXED: [(&str, &str); 19] = [
+const UNET_FIXED: [(&str, &str); 18] = [
     ("act_fn", "\"silu\""),
-    ("addition_embed_type", "null"),
     ("attention_type", "\"default\""),
     ("center_input_sample", "false"),
     ("class_embed_type", "null"),
@@ -170,7 +195,28 @@ impl UnetConfig {
         if !lists.iter().all(|list| list.is_positive(levels)) || config.norm_num_groups == 0 {
             return wrong(format!("a list with other than {levels} positive entries"));
         }
+        match config.addition_embed_type.as_deref() {
+            None => {}
+            Some("text_time") if config.added_conditioning().is_some() => {}
+            Some("text_time") => {
+                let reason = "`text_time` needs `addition_time_embed_dim` and a larger \
+                              `projection_class_embeddings_input_dim`";
+                return wrong(reason.to_owned());
+            }
+            Some(value) => {
+                let (key, value) = ("addition_embed_type".into(), value.to_owned());
+                return Err(ModelError::Unsupported { path: path.to_owned(), key, value });
+            }
+        }
         Ok(config)
+    }
+
+    /// What the network is told besides text and time; `None` if nothing.
+    pub fn added_conditioning(&self) -> Option<AddedConditioning> {
+        self.addition_embed_type.as_ref()?;
+        let (size_width, width) = (self.addition_time_embed_dim?, self.projection_class_embeddings_input_dim?);
+        let pooled_width = width.checked_sub(PictureSizes::COUNT * size_width).filter(|width| *width > 0)?;
+        (size_width > 0).then_some(AddedConditioning { pooled_width, size_width })
     }
 
     /// Attention heads of a level.
@@ -209,6 +255,33 @@ pub struct TextEncoderConfig {
     /// Added to the variance in the norms.
     #[serde(default = "default_eps")]
     pub layer_norm_eps: f64,
+    /// Width of the projected pooled text; the encoder's own width if absent.
+    #[serde(default)]
+    pub projection_dim: Option<usize>,
+}
+
+/// What a base takes of a text encoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TextOutput {
+    /// The last hidden state after the final norm (SD 1.x; SD 2.x, whose files leave the last layer out).
+    #[default]
+    LastNormed,
+    /// The last hidden state but one, as it is. The last layer and the final norm are of no use and not loaded.
+    Penultimate,
+    /// The same, and the pooled text: the last hidden state after the final norm at the first end mark, projected.
+    PenultimateAndPooled,
+}
+
+impl TextOutput {
+    /// Layers at the end that the context does not see.
+    pub fn num_skipped(self) -> usize {
+        usize::from(self != Self::LastNormed)
+    }
+
+    /// Whether the text as a whole is told too.
+    pub fn is_pooled(self) -> bool {
+        self == Self::PenultimateAndPooled
+    }
 }
 
 fn default_positions() -> usize {
@@ -264,6 +337,8 @@ pub struct VaeConfig {
     pub use_quant_conv: bool,
     /// Whether a 1x1 convolution stands before the decoder.
     pub use_post_quant_conv: bool,
+    /// Whether f16 overflows in it.
+    pub force_upcast: Option<bool>,
 }
 
 impl Default for VaeConfig {
@@ -279,6 +354,7 @@ impl Default for VaeConfig {
             scaling_factor: 0.18215,
             use_quant_conv: true,
             use_post_quant_conv: true,
+            force_upcast: None,
         }
     }
 }
@@ -307,6 +383,15 @@ impl VaeConfig {
         Ok(config)
     }
 
+    /// The scale of SDXL's autoencoder.
+    pub(crate) const SDXL_SCALING_FACTOR: f64 = 0.13025;
+
+    /// Whether the scale is that of SD 1.x, which is also the default of programs that save another autoencoder without one:
+    /// then `force_upcast` is not set either.
+    pub(crate) fn has_scale_of_sd1(&self) -> bool {
+        self.scaling_factor == Self::default().scaling_factor && self.force_upcast != Some(true)
+    }
+
     /// How many pixels wide one latent is.
     pub fn downsampling(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
@@ -322,6 +407,30 @@ pub enum Prediction {
     Epsilon,
     /// The velocity sqrt(a) noise - sqrt(1 - a) x0 (Salimans and Ho 2022, arXiv 2202.00512).
     VPrediction,
+}
+
+/// What the user says of the noising process, against or instead of what the base says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScheduleOverride {
+    /// What the network predicts.
+    pub prediction: Option<Prediction>,
+    /// Whether the last timestep is pure noise.
+    pub zero_terminal_snr: Option<bool>,
+}
+
+impl From<Option<Prediction>> for ScheduleOverride {
+    fn from(prediction: Option<Prediction>) -> Self {
+        Self { prediction, zero_terminal_snr: None }
+    }
+}
+
+impl SchedulerConfig {
+    /// The process as the user has it.
+    pub(crate) fn overridden(mut self, told: ScheduleOverride) -> Self {
+        self.prediction_type = told.prediction.unwrap_or(self.prediction_type);
+        self.rescale_betas_zero_snr = told.zero_terminal_snr.unwrap_or(self.rescale_betas_zero_snr);
+        self
+    }
 }
 
 /// How a sampler's timesteps lie within the noising process (Lin et al. 2023, arXiv 2305.08891, table 2).
@@ -437,7 +546,7 @@ mod tests {
     #[test]
     fn a_setting_that_would_change_the_network_is_refused_by_name() {
         for (key, value) in
-            [("class_embed_type", "\"timestep\""), ("conv_in_kernel", "5"), ("addition_embed_type", "\"text_time\"")]
+            [("class_embed_type", "\"timestep\""), ("conv_in_kernel", "5"), ("addition_embed_type", "\"text_image\"")]
         {
             let error = UnetConfig::parse(&format!("{{\"{key}\": {value}}}"), "unet/config.json").unwrap_err();
             assert!(error.to_string().contains(key), "{error}");

@@ -2,11 +2,12 @@
 //! the autoencoder's decoder.
 
 use crate::conditioner::EncodedPrompts;
+use crate::conditioning::{Conditioning, EncodedText, PictureSizes};
 use crate::noise_schedule::NoiseSchedule;
 use crate::ops::without_graph;
 use crate::random::{Draw, Purpose};
 use crate::sampler::{Sampler, SamplerKind};
-use crate::unet::{Checkpointing, Conditioning, Unet};
+use crate::unet::{Checkpointing, Unet};
 use candle_core::{Device, Result, Tensor};
 
 /// How pictures are drawn.
@@ -19,6 +20,8 @@ pub struct DrawingSettings {
     /// How far the prompt's prediction is exaggerated against the negative prompt's; at 1 or less only the prompt's is
     /// made, which takes half the time.
     pub guidance_scale: f64,
+    /// What the network is told about the size of the pictures, if it listens.
+    pub sizes: PictureSizes,
 }
 
 /// The noise of pictures that are drawn together.
@@ -128,15 +131,17 @@ pub fn draw_latents_observed(
     }
     let guided = settings.guidance_scale > 1.0;
     let negative = prompts.iter().map(|p| &p.negative).filter(|_| guided);
-    let context = Tensor::cat(&negative.chain(prompts.iter().map(|p| &p.prompt)).collect::<Vec<_>>(), 0)?;
-    let conditioning = Conditioning::text(context); // (2n or n, 77 k, d)
+    let text = EncodedText::cat(&negative.chain(prompts.iter().map(|p| &p.prompt)).collect::<Vec<_>>())?;
+    let num_rows = text.context.dim(0)?; // 2n or n
+    let time_ids = PictureSizes::tensor(&vec![settings.sizes; num_rows])?;
+    let conditioning = Conditioning::new(text, Some(time_ids)); // (2n or n, 77 k, d)
     let mut sampler = Sampler::new(settings.sampler, schedule, settings.steps);
     let mut latents = sampler.begin(&noise.initial(latent_size)?)?;
     let mut step = 0;
     while let Some(timestep) = sampler.timestep() {
         let prediction = without_graph(|| {
             let both = if guided { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
-            let times = vec![timestep; both.dim(0)?];
+            let times = vec![timestep; num_rows];
             unet.forward(&both, &times, &conditioning, Checkpointing::None)
         })?;
         let prediction = if guided {

@@ -206,12 +206,14 @@ pub enum ModelError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Models that people take for a base of Stable Diffusion 1.x or 2.x.
+/// Models that people take for a base of Stable Diffusion 1.x, 2.x or XL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum ForeignModel {
-    Sdxl,
+    SdxlRefiner,
+    /// Taught EDM's noise levels (Karras et al. 2022, arXiv 2206.00364).
+    Edm,
     Sd3,
     Flux,
     Inpainting,
@@ -222,11 +224,19 @@ pub enum ForeignModel {
 }
 
 impl ForeignModel {
-    /// What a pipeline class of diffusers is, if not Stable Diffusion 1.x or 2.x.
+    /// What a U-Net with that many input channels is, if not one that takes latents alone.
+    pub(crate) fn of_channels(channels: usize) -> Option<Self> {
+        match channels {
+            4 => None,
+            9 => Some(Self::Inpainting),
+            other => Some(Self::OtherInputs(other)),
+        }
+    }
+
+    /// What a pipeline class of diffusers is, if not Stable Diffusion 1.x, 2.x or XL.
     pub(crate) fn of_pipeline(class: &str) -> Option<Self> {
         let is = |part: &str| class.contains(part);
         match class {
-            _ if is("StableDiffusionXL") => Some(Self::Sdxl),
             _ if is("StableDiffusion3") => Some(Self::Sd3),
             _ if is("Flux") => Some(Self::Flux),
             _ if is("Inpaint") => Some(Self::Inpainting),
@@ -239,7 +249,10 @@ impl ForeignModel {
 impl std::fmt::Display for ForeignModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Sdxl => f.write_str("an SDXL model, which is not supported yet"),
+            Self::SdxlRefiner => f.write_str("SDXL's refiner, which only finishes what the base has begun"),
+            Self::Edm => {
+                f.write_str("a model with EDM's noise levels, as Playground 2.5 and CosXL, which are not supported")
+            }
             Self::Sd3 => f.write_str("a Stable Diffusion 3 model, which is not supported"),
             Self::Flux => f.write_str("a Flux model, which is not supported"),
             Self::Inpainting => f.write_str("an inpainting model, whose U-Net takes a mask besides the latents"),
@@ -275,7 +288,8 @@ impl ModelError {
             Self::Foreign { found: ForeignModel::Inpainting | ForeignModel::OtherInputs(_), .. } => {
                 "use the ordinary model that it was made from".into()
             }
-            Self::Foreign { .. } => "only Stable Diffusion 1.x and 2.x bases can be used".into(),
+            Self::Foreign { found: ForeignModel::SdxlRefiner, .. } => "use SDXL's base model".into(),
+            Self::Foreign { .. } => "only Stable Diffusion 1.x, 2.x and XL bases can be used".into(),
             Self::MissingPart { .. } => "get the whole checkpoint, or a diffusers folder".into(),
             Self::UnknownPrediction { .. } => {
                 "say `--prediction v` for models of 768 px (their names often end in -v), `--prediction epsilon` for \
@@ -284,7 +298,7 @@ impl ModelError {
             }
             Self::Unreadable { .. } => "check that the file exists and may be read".into(),
             Self::BadConfig { .. } => "download the base again, or compare the file with the publisher's".into(),
-            Self::Unsupported { .. } => "only Stable Diffusion 1.x and 2.x bases can be trained".into(),
+            Self::Unsupported { .. } => "only Stable Diffusion 1.x, 2.x and XL bases can be trained".into(),
             Self::MissingTensor { .. } | Self::WrongShape { .. } | Self::UnexpectedTensors { .. } => {
                 "config.json and the weight file must come from the same base".into()
             }

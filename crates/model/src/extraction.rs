@@ -1,13 +1,14 @@
 //! An adapter from what a model has learned: for every layer the best low-rank factors of tuned - base.
 
 use crate::base::Base;
+use crate::base_layers::layer_paths;
 use crate::error::ModelError;
 use crate::lora::{Targets, matches_path};
 use crate::weight_files::WeightFiles;
 use crate::weights::Result;
 use half::{bf16, f16};
 use loralei_adapter::keys::kohya_module;
-use loralei_adapter::{Adapter, Array, Dtype, TrainingFacts, extract_module};
+use loralei_adapter::{Adapter, Array, Dtype, TrainingFacts, extract_module, without_unit_kernel};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -132,9 +133,9 @@ fn layers_of<'a>(
     settings: &ExtractionSettings,
 ) -> Result<Vec<Layer<'a>>> {
     let mut layers = Vec::new();
-    for key in weights[0].names() {
-        let Some(path) = key.strip_suffix(".weight") else { continue };
-        let Some(info) = weights[0].info(key) else { continue };
+    for path in layer_paths(weights[0]) {
+        let key = format!("{path}.weight");
+        let Some(info) = weights[0].info(&key) else { continue };
         if !patterns.iter().any(|pattern| matches_path(pattern, path)) {
             continue;
         }
@@ -144,23 +145,17 @@ fn layers_of<'a>(
             _ => None, // a norm
         };
         let Some(rank) = rank else { continue };
-        let missing =
-            || ModelError::MissingTensor { file: weights[1].path().display().to_string(), key: key.to_owned() };
-        let (ours, theirs) = (info.shape, weights[1].info(key).ok_or_else(missing)?.shape);
+        let missing = || ModelError::MissingTensor { file: weights[1].path().display().to_string(), key: key.clone() };
+        let (ours, theirs) = (info.shape, weights[1].info(&key).ok_or_else(missing)?.shape);
         if without_unit_kernel(&ours) != without_unit_kernel(&theirs) {
-            return Err(ModelError::DifferentModels { key: key.to_owned(), base: ours, tuned: theirs });
+            return Err(ModelError::DifferentModels { key, base: ours, tuned: theirs });
         }
-        layers.push(Layer { module: kohya_module(prefix, path), key: key.to_owned(), weights, shape: ours, rank });
+        layers.push(Layer { module: kohya_module(prefix, path), key, weights, shape: ours, rank });
     }
     if layers.is_empty() && !patterns.is_empty() {
         return Err(ModelError::NothingMatched { pattern: patterns.join(", "), component: component.to_owned() });
     }
     Ok(layers)
-}
-
-/// A 1x1 convolution is a linear layer.
-fn without_unit_kernel(shape: &[usize]) -> &[usize] {
-    shape.strip_suffix(&[1, 1]).filter(|rest| rest.len() == 2).unwrap_or(shape)
 }
 
 impl Layer<'_> {

@@ -3,6 +3,7 @@
 
 use crate::base::Base;
 use crate::conditioner::{Conditioner, EncodedPrompts, TextStage};
+use crate::conditioning::EncodedText;
 use crate::drawing::{DrawingSettings, NoiseSource, draw_latents};
 use crate::error::ModelError;
 use crate::lora::{AdapterSet, Injection};
@@ -49,6 +50,7 @@ impl AdapterUse<'_> {
 pub struct TextSide {
     stages: Vec<(Tokenizer, TextEncoder)>,
     factors: AdapterSet,
+    absent_is_zeros: bool,
 }
 
 impl TextSide {
@@ -67,7 +69,8 @@ impl TextSide {
             stages.push((base.tokenizer(i)?, encoder));
             factors.extend(injection.map_or(Ok(Vec::new()), |injection| injection.finish("text encoder"))?);
         }
-        Ok(Self { stages, factors: AdapterSet::new(factors) })
+        let absent_is_zeros = base.zeros_for_empty_prompt();
+        Ok(Self { stages, factors: AdapterSet::new(factors), absent_is_zeros })
     }
 
     /// Multiplies what the adapter adds, unless it is merged.
@@ -75,11 +78,11 @@ impl TextSide {
         self.factors.set_strength(strength);
     }
 
-    /// Encodes a prompt and its negative prompt; `clip_skip` as [`Conditioner::new`] has it.
+    /// Encodes a prompt and its negative prompt, if there is one; `clip_skip` as [`Conditioner::new`] has it.
     ///
     /// # Errors
     /// As there, and text that cannot be encoded.
-    pub fn encode(&self, prompt: &str, negative: &str, clip_skip: usize) -> Result<EncodedPrompts> {
+    pub fn encode(&self, prompt: &str, negative: Option<&str>, clip_skip: usize) -> Result<EncodedPrompts> {
         let conditioner = self.conditioner(clip_skip)?;
         without_graph(|| conditioner.encode(prompt, negative))
     }
@@ -88,14 +91,14 @@ impl TextSide {
     ///
     /// # Errors
     /// Text that cannot be encoded.
-    pub(crate) fn encode_alone(&self, prompt: &str) -> Result<Tensor> {
+    pub(crate) fn encode_alone(&self, prompt: &str) -> Result<EncodedText> {
         let conditioner = self.conditioner(1)?;
         without_graph(|| conditioner.encode_alone(prompt))
     }
 
     fn conditioner(&self, clip_skip: usize) -> Result<Conditioner<'_>> {
         let stages = self.stages.iter().map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
-        Conditioner::new(stages.collect(), clip_skip)
+        Ok(Conditioner::new(stages.collect(), clip_skip)?.with_zeros_for_absent(self.absent_is_zeros))
     }
 }
 

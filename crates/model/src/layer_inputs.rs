@@ -6,6 +6,7 @@
 //! Diffusion 1.5 and 0.2 GB for those of its attentions.
 
 use crate::base::Base;
+use crate::conditioning::{Conditioning, EncodedText, PictureSizes};
 use crate::drawing::{DrawingSettings, NoiseSource};
 use crate::generator::{AdapterUse, TextSide};
 use crate::lora::Injection;
@@ -13,9 +14,8 @@ use crate::noise_schedule::NoiseSchedule;
 use crate::ops::without_graph;
 use crate::recorded_inputs::Recorder;
 use crate::sampler::Sampler;
-use crate::unet::{Checkpointing, Conditioning, Unet};
+use crate::unet::{Checkpointing, Unet};
 use crate::weights::Result;
-use candle_core::Tensor;
 use loralei_adapter::compose::LayerGram;
 use loralei_adapter::{Adapter, Array, LoraModule};
 use std::collections::BTreeMap;
@@ -133,7 +133,7 @@ fn record_member(
 fn draw_recorded(
     unet: &Unet,
     schedule: &NoiseSchedule,
-    (prompt, negative): (&Tensor, &Tensor),
+    (prompt, negative): (&EncodedText, &EncodedText),
     (seed, size): (u64, (usize, usize, usize)),
     drawing: &DrawingSettings,
     recorder: &mut Recorder,
@@ -142,7 +142,8 @@ fn draw_recorded(
     let noise = NoiseSource::Seeds(vec![seed]);
     let mut sampler = Sampler::new(drawing.sampler, schedule, drawing.steps);
     let mut latents = sampler.begin(&noise.initial(size)?)?;
-    let (prompt, negative) = (Conditioning::text(prompt.clone()), Conditioning::text(negative.clone()));
+    let time_ids = PictureSizes::tensor(&[drawing.sizes])?;
+    let [prompt, negative] = [prompt, negative].map(|text| Conditioning::new(text.clone(), Some(time_ids.clone())));
     let mut step = 0;
     while let Some(timestep) = sampler.timestep() {
         let predict =

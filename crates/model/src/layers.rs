@@ -1,14 +1,14 @@
 //! The layers that networks are made of: frozen weights, and LoRA factors where the run wants them.
 
 use crate::lora::{LoraFactors, active};
-use crate::ops::{self, ConvGeometry};
+use crate::ops::{self, ConvGeometry, FrozenMatrix};
 use crate::recorded_inputs::observe;
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
 /// A frozen linear layer, with or without factors.
 pub struct Linear {
-    pub(crate) weight: Tensor,       // (out, in)
+    pub(crate) weight: FrozenMatrix, // (out, in)
     pub(crate) bias: Option<Tensor>, // (out)
     pub(crate) lora: Option<Arc<LoraFactors>>,
 }

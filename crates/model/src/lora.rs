@@ -287,6 +287,8 @@ pub struct Injection {
     has_fixed_down: bool,
     /// By path of the module.
     made: RefCell<BTreeMap<String, Arc<LoraFactors>>>,
+    /// Modules of the adapter that nobody will ask for.
+    left_out: RefCell<BTreeSet<String>>,
 }
 
 impl Injection {
@@ -306,7 +308,12 @@ impl Injection {
     ) -> Self {
         let (matched, matched_blocks) = (RefCell::default(), RefCell::default());
         let wanted = Wanted::Targets { targets, blocks, initialize, matched, matched_blocks };
-        Self { prefix: prefix.to_owned(), wanted, has_fixed_down: false, made: RefCell::default() }
+        Self::of(prefix, wanted)
+    }
+
+    fn of(prefix: &str, wanted: Wanted) -> Self {
+        let (made, left_out) = (RefCell::default(), RefCell::default());
+        Self { prefix: prefix.to_owned(), wanted, has_fixed_down: false, made, left_out }
     }
 
     /// The same with an A that stays as it is: only B learns.
@@ -318,13 +325,20 @@ impl Injection {
     /// The factors of an adapter: its modules that carry the component's `prefix`.
     pub fn from_adapter(prefix: &str, adapter: &Adapter) -> Self {
         let wanted = Wanted::Adapter(modules_of(prefix, adapter));
-        Self { prefix: prefix.to_owned(), wanted, has_fixed_down: false, made: RefCell::default() }
+        Self::of(prefix, wanted)
     }
 
     /// The same modules added to the weights while these are loaded: nothing is left to turn off or to learn.
     pub fn merging(prefix: &str, adapter: &Adapter) -> Self {
         let wanted = Wanted::Merged(modules_of(prefix, adapter), RefCell::default());
-        Self { prefix: prefix.to_owned(), wanted, has_fixed_down: false, made: RefCell::default() }
+        Self::of(prefix, wanted)
+    }
+
+    /// Lets pass those modules of an adapter for which the network, as it is built, has no layer.
+    pub(crate) fn leave_out(&self, is_left_out: impl Fn(&str) -> bool) {
+        if let Wanted::Adapter(modules) | Wanted::Merged(modules, _) = &self.wanted {
+            self.left_out.borrow_mut().extend(modules.keys().filter(|module| is_left_out(module)).cloned());
+        }
     }
 
     /// What a merged adapter adds to the weight (out, in, ..) of the layer at `path`, row-major.
@@ -390,6 +404,7 @@ impl Injection {
     /// adapter that fits none.
     pub fn finish(self, component: &str) -> Result<Vec<Arc<LoraFactors>>> {
         let made: Vec<Arc<LoraFactors>> = self.made.into_inner().into_values().collect();
+        let left_out = self.left_out.into_inner();
         match self.wanted {
             Wanted::Targets { targets, blocks, matched, matched_blocks, .. } => {
                 let (matched, matched_blocks, patterns) =
@@ -407,13 +422,15 @@ impl Injection {
                 }
             }
             Wanted::Adapter(modules) => {
-                let names: BTreeSet<&str> = made.iter().map(|f| f.module()).collect();
+                let names: BTreeSet<&str> =
+                    made.iter().map(|f| f.module()).chain(left_out.iter().map(String::as_str)).collect();
                 if let Some(key) = modules.into_keys().find(|name| !names.contains(name.as_str())) {
                     return Err(ModelError::ForeignAdapter { key });
                 }
             }
             Wanted::Merged(modules, merged) => {
-                if let Some(key) = modules.into_keys().find(|name| !merged.borrow().contains(name)) {
+                let is_foreign = |name: &String| !merged.borrow().contains(name) && !left_out.contains(name);
+                if let Some(key) = modules.into_keys().find(is_foreign) {
                     return Err(ModelError::ForeignAdapter { key });
                 }
             }

@@ -4,11 +4,11 @@
 
 use crate::base::Base;
 use crate::base_files::{BaseFiles, FileContent};
+use crate::base_layers::BaseLayers;
 use crate::error::ModelError;
 use crate::new_folder::{make_folder, write_new_folder};
-use crate::weight_files::WeightFiles;
+use crate::weight_files::{Part, WeightFiles};
 use crate::weights::Result;
-use loralei_adapter::keys::kohya_module;
 use loralei_adapter::{
     AdapterError, AdapterFile, Array, Change, Dtype, TensorFile, TensorFiles, TensorInfo, TensorValues,
     atomic_write_bytes, write_tensors_streamed,
@@ -121,20 +121,16 @@ struct Network<'a> {
 
 /// A change of a tensor, or of a third of its rows.
 struct Addition<'a> {
-    third: Option<usize>,
+    part: Part,
     is_bias: bool,
     change: &'a Change,
     scale: f32,
 }
 
 fn networks<'a>(base: &Base, adapters: &[(&'a AdapterFile, f32)]) -> Result<Vec<Network<'a>>> {
-    let mut networks = vec![Network { weights: base.unet_weights()?, additions: BTreeMap::new() }];
-    let mut paths = layers(base.unet_prefix(), 0, &networks[0].weights);
-    for (index, prefix) in base.text_prefixes().into_iter().enumerate() {
-        let weights = base.text_encoder_weights(index)?;
-        paths.extend(layers(prefix, networks.len(), &weights));
-        networks.push(Network { weights, additions: BTreeMap::new() });
-    }
+    let layers = BaseLayers::of(base)?;
+    let network = |weights: &WeightFiles| Network { weights: weights.clone(), additions: BTreeMap::new() };
+    let mut networks: Vec<_> = layers.networks().iter().map(network).collect();
     for (adapter, scale) in adapters {
         if !scale.is_finite() {
             return Err(AdapterError::BadScale { scale: *scale }.into());
@@ -142,17 +138,11 @@ fn networks<'a>(base: &Base, adapters: &[(&'a AdapterFile, f32)]) -> Result<Vec<
         for (module, change) in &adapter.changes {
             change.check(module)?;
             let foreign = || ModelError::ForeignAdapter { key: module.clone() };
-            let (network, path) = paths.get(module).ok_or_else(foreign)?;
-            networks[*network].add(path, change, *scale).ok_or_else(foreign)?;
+            let (network, path) = layers.place(module).ok_or_else(foreign)?;
+            networks[network].add(path, change, *scale).ok_or_else(foreign)?;
         }
     }
     Ok(networks)
-}
-
-/// Every layer of a network by its name in an adapter.
-fn layers(prefix: &str, network: usize, weights: &WeightFiles) -> BTreeMap<String, (usize, String)> {
-    let paths = weights.names().filter_map(|name| name.strip_suffix(".weight"));
-    paths.map(|path| (kohya_module(prefix, path), (network, path.to_owned()))).collect()
 }
 
 impl<'a> Network<'a> {
@@ -174,8 +164,8 @@ impl<'a> Network<'a> {
     }
 
     fn add_to(&mut self, name: &str, is_bias: bool, change: &'a Change, scale: f32) -> Option<()> {
-        let (in_file, third) = self.weights.place_in_file(name)?;
-        let addition = Addition { third, is_bias, change, scale };
+        let (in_file, part) = self.weights.place_in_file(name)?;
+        let addition = Addition { part, is_bias, change, scale };
         self.additions.entry(in_file.to_owned()).or_default().push(addition);
         Some(())
     }
@@ -185,8 +175,8 @@ impl Addition<'_> {
     /// Adds to the tensor of a file, which has this shape.
     fn apply(&self, shape: &[usize], values: &mut [f32]) -> std::result::Result<(), AdapterError> {
         let mut shape = shape.to_vec();
-        let values = match (self.third, shape.first_mut()) {
-            (Some(third), Some(rows)) => {
+        let values = match (self.part, shape.first_mut()) {
+            (Part::Third(third), Some(rows)) => {
                 *rows /= 3;
                 let length = values.len() / 3;
                 &mut values[third * length..(third + 1) * length]

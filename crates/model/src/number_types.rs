@@ -10,6 +10,25 @@ pub enum WeightType {
     Half,
     /// In this type.
     Exactly(DType),
+    /// Matrices of linear layers in 8 bits with a scale for each row ([`crate::ops::FrozenMatrix`]); kernels of convolutions in the type of
+    /// the activations, where that has 16 bits, otherwise as [`WeightType::Half`].
+    Int8,
+}
+
+/// Bytes of a number in frozen weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// In matrices of linear layers.
+    pub matrices: u64,
+    /// In kernels of convolutions.
+    pub kernels: u64,
+}
+
+impl WeightBytes {
+    /// The same in both.
+    pub fn alike(bytes: u64) -> Self {
+        Self { matrices: bytes, kernels: bytes }
+    }
 }
 
 /// The number types of a network.
@@ -29,21 +48,33 @@ impl From<DType> for NumberTypes {
 }
 
 impl NumberTypes {
-    /// The same with other activations; weights of the activations' type stay so.
+    /// The same with other activations, for an autoencoder: weights of the activations' type stay so, and its few matrices
+    /// are not worth 8 bits.
     #[must_use]
     pub fn with_activations(self, activations: DType) -> Self {
         let weights = match self.weights {
             WeightType::Exactly(dtype) if dtype == self.activations => WeightType::Exactly(activations),
+            WeightType::Int8 => WeightType::Half,
             other => other,
         };
         Self { activations, weights }
     }
 
-    /// Bytes of a number in a frozen weight.
-    pub fn weight_bytes(self) -> u64 {
+    /// How kernels of convolutions are kept.
+    pub fn kernels(self) -> WeightType {
         match self.weights {
-            WeightType::Half => 2,
-            WeightType::Exactly(dtype) => dtype.size_in_bytes() as u64,
+            WeightType::Int8 if self.activations.size_in_bytes() == 2 => WeightType::Exactly(self.activations),
+            WeightType::Int8 => WeightType::Half,
+            other => other,
+        }
+    }
+
+    /// Bytes of a number in a frozen weight.
+    pub fn weight_bytes(self) -> WeightBytes {
+        match self.weights {
+            WeightType::Half => WeightBytes::alike(2),
+            WeightType::Exactly(dtype) => WeightBytes::alike(dtype.size_in_bytes() as u64),
+            WeightType::Int8 => WeightBytes { matrices: 1, kernels: 2 },
         }
     }
 }
@@ -58,6 +89,18 @@ mod tests {
         assert_eq!(with_f32(WeightType::Exactly(DType::BF16)), DType::F32.into()); // as on a card
         assert_eq!(with_f32(WeightType::Exactly(DType::F16)).weights, WeightType::Exactly(DType::F16));
         assert_eq!(with_f32(WeightType::Half).weights, WeightType::Half);
-        assert_eq!((with_f32(WeightType::Half).weight_bytes(), NumberTypes::from(DType::F32).weight_bytes()), (2, 4));
+        assert_eq!(with_f32(WeightType::Int8).weights, WeightType::Half);
+        let bytes = |types: NumberTypes| types.weight_bytes();
+        assert_eq!(bytes(with_f32(WeightType::Half)), WeightBytes::alike(2));
+        assert_eq!(bytes(NumberTypes::from(DType::F32)), WeightBytes::alike(4));
+    }
+
+    #[test]
+    fn eight_bits_are_for_matrices_and_kernels_stay_in_sixteen() {
+        let of = |activations| NumberTypes { activations, weights: WeightType::Int8 };
+        assert_eq!(of(DType::F32).kernels(), WeightType::Half);
+        assert_eq!(of(DType::BF16).kernels(), WeightType::Exactly(DType::BF16));
+        assert_eq!(of(DType::F32).weight_bytes(), WeightBytes { matrices: 1, kernels: 2 });
+        assert_eq!(NumberTypes::from(DType::F32).kernels(), WeightType::Exactly(DType::F32));
     }
 }

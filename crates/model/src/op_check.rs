@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use crate::ops::{self, Activation, ConvGeometry};
+use crate::ops::{self, Activation, ConvGeometry, FrozenMatrix};
 use crate::random::{Draw, Purpose};
 
 /// How far an operation was off.
@@ -176,10 +176,17 @@ fn linear_cases(chance: &mut Chance) -> Result<Vec<Case>> {
     let plain = |x: &[Tensor]| ops::linear(&x[0], &x[1], None);
     let biased = |x: &[Tensor]| ops::linear(&x[0], &x[1], Some(&x[2]));
     let lora = move |x: &[Tensor]| ops::lora_linear(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), scale);
+    let matrix = FrozenMatrix::quantized(&weight)?;
+    let in_8_bits = move |x: &[Tensor]| {
+        let matrix = matrix.to_device(x[0].device())?;
+        ops::lora_linear(&x[0], &x[1], &x[2], &matrix, Some(&x[3]), scale)
+    };
+    let all = vec![x.clone(), down, up];
     Ok(vec![
         Case::new("linear", vec![x.clone()], &[&weight], plain),
-        Case::new("linear, bias", vec![x.clone()], &[&weight, &bias], biased),
-        Case::new("linear, LoRA", vec![x, down, up], &[&weight, &bias], lora).with_factors(),
+        Case::new("linear, bias", vec![x], &[&weight, &bias], biased),
+        Case::new("linear, LoRA", all.clone(), &[&weight, &bias], lora).with_factors(),
+        Case::new("linear in 8 bits, LoRA", all, &[&bias], in_8_bits).with_factors(),
     ])
 }
 
@@ -258,7 +265,7 @@ mod tests {
         for (dtype, seed) in [(DType::F32, 0), (DType::F32, 1), (DType::F32, 2), (DType::BF16, 3), (DType::F16, 4)] {
             let tolerance = op_tolerance(&Device::Cpu, dtype);
             let checks = check_ops(&Device::Cpu, dtype, seed).unwrap();
-            assert_eq!(checks.len(), 25);
+            assert_eq!(checks.len(), 26);
             for check in checks {
                 assert!(check.error <= tolerance, "{dtype:?} {seed}: {check:?}");
             }

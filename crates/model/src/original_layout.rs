@@ -2,15 +2,101 @@
 //! diffusers network beside its place in the original, once, for reading and for writing.
 
 use crate::config::{UnetConfig, VaeConfig};
+use crate::weight_files::Part;
+use loralei_adapter::TensorFiles;
 
 /// Where the U-Net begins.
 pub(crate) const UNET: &str = "model.diffusion_model.";
 /// Where the autoencoder begins.
 pub(crate) const VAE: &str = "first_stage_model.";
-/// Where CLIP of OpenAI begins, as transformers names its parts (SD 1.x).
-pub(crate) const CLIP: &str = "cond_stage_model.transformer.text_model.";
-/// Where OpenCLIP begins (SD 2.x).
-pub(crate) const OPEN_CLIP: &str = "cond_stage_model.model.";
+/// What a text encoder is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TextNames {
+    /// As in transformers.
+    Transformers,
+    /// As in OpenCLIP.
+    OpenClip,
+}
+
+/// How a text encoder lies in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TextLayout {
+    /// Where it begins.
+    pub(crate) prefix: &'static str,
+    pub(crate) names: TextNames,
+    /// Whether its last layer is there and not used.
+    pub(crate) has_unused_layer: bool,
+    /// Whether the matrix that projects the pooled text is used.
+    pub(crate) has_projection: bool,
+}
+
+/// CLIP of OpenAI (SD 1.x).
+pub(crate) const CLIP: TextLayout = TextLayout {
+    prefix: "cond_stage_model.transformer.text_model.",
+    names: TextNames::Transformers,
+    has_unused_layer: false,
+    has_projection: false,
+};
+/// OpenCLIP (SD 2.x).
+pub(crate) const OPEN_CLIP: TextLayout = TextLayout {
+    prefix: "cond_stage_model.model.",
+    names: TextNames::OpenClip,
+    has_unused_layer: true,
+    has_projection: false,
+};
+/// Both text encoders of SDXL.
+pub(crate) const TWO_ENCODERS: [TextLayout; 2] = [
+    TextLayout { prefix: "conditioner.embedders.0.transformer.text_model.", ..CLIP },
+    TextLayout {
+        prefix: "conditioner.embedders.1.model.",
+        names: TextNames::OpenClip,
+        has_unused_layer: false,
+        has_projection: true,
+    },
+];
+
+impl TextLayout {
+    /// The same names without the level `text_model`, as some programs write them.
+    pub(crate) fn without_level(self) -> Self {
+        Self { prefix: self.prefix.trim_end_matches("text_model."), ..self }
+    }
+
+    /// The names of an encoder of `num_layers` layers, but for those that have no one place of their own: see
+    /// [`TextLayout::stacked`] and [`PROJECTION`].
+    pub(crate) fn names(self, num_layers: usize) -> Names {
+        match self.names {
+            TextNames::Transformers => Names { prefix: self.prefix, pairs: vec![(String::new(), String::new())] },
+            TextNames::OpenClip => open_clip_names(self.prefix, num_layers),
+        }
+    }
+
+    /// What its tokenizer fills up with.
+    pub(crate) fn padding(self) -> &'static str {
+        match self.names {
+            TextNames::Transformers => "<|endoftext|>",
+            TextNames::OpenClip => "!",
+        }
+    }
+
+    /// The tensor that OpenCLIP stacks q, k and v of layer `i` into, and the diffusers name of each third; `leaf` is
+    /// `weight` or `bias`.
+    pub(crate) fn stacked(self, i: usize, leaf: &str) -> (String, [String; 3]) {
+        let theirs = format!("{}transformer.resblocks.{i}.attn.in_proj_{leaf}", self.prefix);
+        (theirs, STACKED.map(|third| format!("encoder.layers.{i}.self_attn.{third}.{leaf}")))
+    }
+
+    /// The tensor of `files` that projects the pooled text, and what of it is [`PROJECTION_WEIGHT`], by its name.
+    pub(crate) fn projection(self, files: &TensorFiles) -> Option<(String, Part)> {
+        let places = [(PROJECTION, Part::Transposed), (PROJECTION_WEIGHT, Part::Whole)];
+        let mut places = places.into_iter().map(|(name, part)| (format!("{}{name}", self.prefix), part));
+        places.find(|(name, _)| self.has_projection && files.info(name).is_some())
+    }
+}
+
+/// The matrix P of the pooled text x P in OpenCLIP; in diffusers, [`PROJECTION_WEIGHT`] is P transposed.
+pub(crate) const PROJECTION: &str = "text_projection";
+/// The same in diffusers, and in files whose writer knew it only so.
+pub(crate) const PROJECTION_WEIGHT: &str = "text_projection.weight";
 
 /// Pairs of names: in diffusers, and in the original below its prefix. A pair stands for the module and all below it.
 pub(crate) struct Names {
@@ -19,11 +105,6 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Of CLIP-L: the names are those of transformers.
-    pub(crate) fn clip() -> Self {
-        Self { prefix: CLIP, pairs: vec![(String::new(), String::new())] }
-    }
-
     /// The part's prefix in the file.
     pub(crate) fn prefix(&self) -> &'static str {
         self.prefix
@@ -77,6 +158,10 @@ pub(crate) fn unet_names(config: &UnetConfig) -> Names {
     names.add("conv_in", "input_blocks.0.0");
     names.add("time_embedding.linear_1", "time_embed.0");
     names.add("time_embedding.linear_2", "time_embed.2");
+    if config.added_conditioning().is_some() {
+        names.add("add_embedding.linear_1", "label_emb.0.0");
+        names.add("add_embedding.linear_2", "label_emb.0.2");
+    }
     let mut block = 1;
     for level in 0..levels {
         let ours = format!("down_blocks.{level}");
@@ -157,11 +242,10 @@ const OPEN_CLIP_LAYER: [(&str, &str); 5] = [
     ("mlp.fc2", "mlp.c_proj"),
 ];
 /// q, k and v in the order in which the original stacks them into one tensor.
-pub(crate) const STACKED: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+const STACKED: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
 
-/// OpenCLIP's names, for `num_layers` layers: all but q, k and v, which [`stacked`] knows.
-pub(crate) fn open_clip_names(num_layers: usize) -> Names {
-    let mut names = Names { prefix: OPEN_CLIP, pairs: Vec::new() };
+fn open_clip_names(prefix: &'static str, num_layers: usize) -> Names {
+    let mut names = Names { prefix, pairs: Vec::new() };
     names.add("embeddings.token_embedding.weight", "token_embedding.weight");
     names.add("embeddings.position_embedding.weight", "positional_embedding");
     for i in 0..num_layers {
@@ -169,13 +253,6 @@ pub(crate) fn open_clip_names(num_layers: usize) -> Names {
     }
     names.add("final_layer_norm", "ln_final");
     names
-}
-
-/// The tensor that OpenCLIP stacks q, k and v of layer `i` into, and the diffusers name of each third; `leaf` is
-/// `weight` or `bias`.
-pub(crate) fn stacked(i: usize, leaf: &str) -> (String, [String; 3]) {
-    let theirs = format!("{OPEN_CLIP}transformer.resblocks.{i}.attn.in_proj_{leaf}");
-    (theirs, STACKED.map(|third| format!("encoder.layers.{i}.self_attn.{third}.{leaf}")))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::ops::{FrozenMatrix, quantize_row};
 use crate::random::{Draw, Purpose, name_hash};
 use crate::weights::Result;
 
@@ -27,13 +28,7 @@ impl RandomWeights {
     /// Matrices and kernels lie within 1 / sqrt(fan in), gains near 1 and biases near 0. Made in `dtype` at once: a copy
     /// in f32 of a half-precision network would be the peak of its memory.
     pub(crate) fn tensor(&self, key: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        let (centre, spread) = match shape {
-            [_] if key.ends_with("weight") => (1.0, 0.1),
-            [_] => (0.0, 0.1),
-            _ => (0.0, 1.0 / (shape.iter().skip(1).product::<usize>() as f32).sqrt()),
-        };
-        let first = (name_hash(key) % BLOCK_LENGTH as u64) as usize;
-        let block: Vec<f32> = self.block.iter().map(|x| centre + spread * x).collect();
+        let (block, first) = self.block(key, shape);
         let (block, count) = (block.as_slice(), shape.iter().product());
         let tensor = match dtype {
             DType::BF16 => {
@@ -57,6 +52,30 @@ impl RandomWeights {
             }
         };
         Ok(tensor?)
+    }
+
+    /// The matrix (out, in) that [`Self::tensor`] makes, in 8 bits, on the host.
+    pub(crate) fn int8(&self, key: &str, num_out: usize, num_in: usize) -> Result<FrozenMatrix> {
+        let (block, first) = self.block(key, &[num_out, num_in]);
+        let (mut numbers, mut row_scales) = (vec![0; num_out * num_in], vec![0.0; num_out]);
+        let rows = numbers.par_chunks_mut(num_in.max(1)).zip(&mut row_scales).enumerate();
+        rows.for_each_init(Vec::new, |wide, (row, (numbers, scale))| {
+            wide.clear();
+            wide.extend(block.iter().cycle().skip((first + row * num_in) % BLOCK_LENGTH).take(num_in));
+            *scale = quantize_row(wide, numbers);
+        });
+        Ok(FrozenMatrix::of_rows(numbers, row_scales)?)
+    }
+
+    /// The numbers that a tensor repeats, and which of them is its first.
+    fn block(&self, key: &str, shape: &[usize]) -> (Vec<f32>, usize) {
+        let (centre, spread) = match shape {
+            [_] if key.ends_with("weight") => (1.0, 0.1),
+            [_] => (0.0, 0.1),
+            _ => (0.0, 1.0 / (shape.iter().skip(1).product::<usize>() as f32).sqrt()),
+        };
+        let first = (name_hash(key) % BLOCK_LENGTH as u64) as usize;
+        (self.block.iter().map(|x| centre + spread * x).collect(), first)
     }
 }
 
@@ -90,5 +109,14 @@ mod tests {
         assert!(kernel.iter().zip(&narrow).all(|(a, b)| (a - b).abs() <= a.abs() / 128.0));
         assert!(read("n.weight", &[9], DType::F16).iter().all(|x| (x - 1.0).abs() < 0.11));
         assert!(read("n.bias", &[9], DType::F32).iter().all(|x| x.abs() < 0.11));
+    }
+
+    #[test]
+    fn a_matrix_in_8_bits_is_that_of_the_same_name_in_f32() {
+        let weights = RandomWeights::new(3);
+        let exact = weights.tensor("a.weight", &[300, 641], DType::F32, &Device::Cpu).unwrap();
+        let dense = |matrix: FrozenMatrix| matrix.to_dense(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+        let found = dense(weights.int8("a.weight", 300, 641).unwrap());
+        assert!(found == dense(FrozenMatrix::quantized(&exact).unwrap()));
     }
 }

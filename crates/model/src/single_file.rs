@@ -2,15 +2,20 @@
 //! off its tensors; what tensors cannot tell comes from the file's metadata, from the configurations of a diffusers
 //! folder beside it, from marks that publishers leave, or from the user.
 
+use crate::base_files::TEXT_FOLDERS;
 use crate::clip_vocabulary;
-use crate::config::{Prediction, UnetConfig, VaeConfig};
+use crate::config::{Prediction, ScheduleOverride, UnetConfig, VaeConfig};
 use crate::error::{ForeignModel, ModelError};
-use crate::original_layout::{CLIP, Names, OPEN_CLIP, UNET, VAE, open_clip_names, stacked, unet_names, vae_names};
-use crate::single_file_config::{self as infer, TextLayout};
+use crate::original_layout::{
+    CLIP, Names, OPEN_CLIP, PROJECTION_WEIGHT, TWO_ENCODERS, TextLayout, TextNames, UNET, VAE, unet_names, vae_names,
+};
+use crate::prediction_origin::PredictionOrigin;
+use crate::single_file_config as infer;
 use crate::tokenizer::TokenizerFiles;
-use crate::weight_files::WeightFiles;
+use crate::weight_files::{Part, WeightFiles};
 use crate::weights::Result;
 use loralei_adapter::TensorFiles;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,26 +24,20 @@ use std::sync::Arc;
 pub(crate) const METADATA_PREFIX: &str = "loralei/";
 
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
-/// What may lie beside the file.
-const CONFIGURATIONS: [&str; 8] = [
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    SCHEDULER,
-    "tokenizer/tokenizer.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "tokenizer/tokenizer_config.json",
-];
+const TOKENIZER: [&str; 4] = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"];
 
 /// The opened file.
 #[derive(Clone, Debug)]
 pub(crate) struct SingleFile {
     path: PathBuf,
     files: Arc<TensorFiles>,
-    text_layout: TextLayout,
+    /// In order.
+    text_layouts: Vec<TextLayout>,
     /// Configurations that were read off the tensors.
-    inferred: BTreeMap<&'static str, String>,
+    inferred: BTreeMap<String, String>,
+    /// What is stronger than the scheduler's configuration, or stands where that is silent.
+    schedule: ScheduleOverride,
+    prediction_origin: PredictionOrigin,
 }
 
 impl SingleFile {
@@ -49,29 +48,66 @@ impl SingleFile {
     pub(crate) fn open(path: &Path, prediction: Option<Prediction>) -> Result<Self> {
         let files = Arc::new(TensorFiles::open(path)?);
         refuse_foreign(path, &files)?;
-        let text_layout = text_layout(path, &files)?;
+        let text_layouts = text_layouts(path, &files)?;
         for (part, prefix) in [("U-Net", UNET), ("autoencoder (VAE)", VAE)] {
-            if !files.names().any(|name| name.starts_with(prefix)) {
+            if !has_prefix(&files, prefix) {
                 return Err(ModelError::MissingPart { path: path.display().to_string(), part });
             }
         }
-        let mut this = Self { path: path.to_owned(), files, text_layout, inferred: BTreeMap::new() };
-        for (relative, text) in [
-            ("unet/config.json", infer::unet(&this.files, text_layout)),
-            ("vae/config.json", infer::vae(&this.files)),
-            ("text_encoder/config.json", infer::text_encoder(&this.files, text_layout)),
-        ] {
+        let mut this = Self {
+            path: path.to_owned(),
+            files,
+            text_layouts,
+            inferred: BTreeMap::new(),
+            schedule: ScheduleOverride::default(),
+            prediction_origin: PredictionOrigin::Default,
+        };
+        let mut configs = vec![
+            ("unet/config.json".to_owned(), infer::unet(&this.files, &this.text_layouts)),
+            ("vae/config.json".to_owned(), infer::vae(&this.files)),
+        ];
+        for (layout, (folder, _)) in this.text_layouts.iter().zip(TEXT_FOLDERS) {
+            configs.push((format!("{folder}/config.json"), infer::text_encoder(&this.files, *layout)));
+        }
+        for (relative, text) in configs {
             let text = text.map_err(|reason| ModelError::BadConfig { path: path.display().to_string(), reason })?;
             this.inferred.insert(relative, text);
         }
-        if this.kept(SCHEDULER)?.is_none() {
-            let told = prediction.or_else(|| infer::prediction(&this.files, text_layout));
-            let Some(told) = told else {
-                return Err(ModelError::UnknownPrediction { path: path.display().to_string() });
-            };
-            this.inferred.insert(SCHEDULER, infer::scheduler(&this.files, told));
-        }
+        this.find_prediction(prediction)?;
         Ok(this)
+    }
+
+    /// Who says what the U-Net predicts: a mark, the scheduler's configuration, the metadata or what is usual.
+    fn find_prediction(&mut self, told: Option<Prediction>) -> Result<()> {
+        let scheduler = self.kept(SCHEDULER)?;
+        let is_in_config = scheduler.as_deref().is_some_and(names_prediction);
+        let (marks, of_metadata) = (infer::marks(&self.files), infer::prediction_of_metadata(&self.files));
+        // Published SD 2.x are of both kinds.
+        let is_usual = scheduler.is_some() || self.text_layouts != [OPEN_CLIP];
+        let (says, origin) = match (marks.prediction, of_metadata) {
+            (Some(marked), _) => (Some(marked), PredictionOrigin::Mark),
+            _ if is_in_config => (None, PredictionOrigin::SchedulerConfig),
+            (_, Some(found)) => (Some(found), PredictionOrigin::Metadata),
+            _ => (is_usual.then_some(Prediction::Epsilon), PredictionOrigin::Default),
+        };
+        (self.schedule, self.prediction_origin) = (ScheduleOverride { prediction: says, ..marks }, origin);
+        if scheduler.is_none() {
+            let Some(prediction) = told.or(says) else {
+                return Err(ModelError::UnknownPrediction { path: self.path.display().to_string() });
+            };
+            self.inferred.insert(SCHEDULER.to_owned(), infer::scheduler(&self.files, prediction));
+        }
+        Ok(())
+    }
+
+    /// Who says what the U-Net predicts.
+    pub(crate) fn prediction_origin(&self) -> PredictionOrigin {
+        self.prediction_origin
+    }
+
+    /// What is stronger than the scheduler's configuration, or stands where that is silent.
+    pub(crate) fn schedule(&self) -> ScheduleOverride {
+        self.schedule
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -91,10 +127,15 @@ impl SingleFile {
     /// The metadata, with the configurations that lie beside the file: a file elsewhere needs them too.
     pub(crate) fn metadata(&self) -> Result<BTreeMap<String, String>> {
         let mut metadata = self.files.metadata().clone();
-        for relative in CONFIGURATIONS {
+        let mut places = vec!["unet/config.json".to_owned(), "vae/config.json".to_owned(), SCHEDULER.to_owned()];
+        for (folder, tokenizer) in &TEXT_FOLDERS[..self.text_layouts.len()] {
+            places.push(format!("{folder}/config.json"));
+            places.extend(TOKENIZER.map(|name| format!("{tokenizer}/{name}")));
+        }
+        for relative in places {
             let key = format!("{METADATA_PREFIX}{relative}");
             if !metadata.contains_key(&key)
-                && let Some(text) = self.kept(relative)?
+                && let Some(text) = self.kept(&relative)?
             {
                 metadata.insert(key, text);
             }
@@ -118,10 +159,10 @@ impl SingleFile {
     }
 
     /// The tokenizer's files: kept ones, or CLIP's own vocabulary where its size is the text encoder's.
-    pub(crate) fn tokenizer(&self, vocab_size: usize) -> Result<TokenizerFiles> {
-        let kept = |name: &str| self.kept(&format!("tokenizer/{name}"));
+    pub(crate) fn tokenizer(&self, folder: &str, vocab_size: usize) -> Result<TokenizerFiles> {
+        let kept = |name: &str| self.kept(&format!("{folder}/{name}"));
         let files = TokenizerFiles {
-            path: self.label("tokenizer"),
+            path: self.label(folder),
             tokenizer_json: kept("tokenizer.json")?,
             vocab: kept("vocab.json")?,
             merges: kept("merges.txt")?,
@@ -133,12 +174,11 @@ impl SingleFile {
         if vocab_size != clip_vocabulary::NUM_TOKENS {
             let reason =
                 format!("the text encoder has {vocab_size} tokens, CLIP's vocabulary {}", clip_vocabulary::NUM_TOKENS);
-            return Err(ModelError::BadTokenizer { path: self.label("tokenizer"), reason });
+            return Err(ModelError::BadTokenizer { path: self.label(folder), reason });
         }
-        Ok(clip_vocabulary::tokenizer_files(match self.text_layout {
-            TextLayout::Clip { .. } => "<|endoftext|>",
-            TextLayout::OpenClip => "!",
-        }))
+        let mut sides = TEXT_FOLDERS.iter().zip(&self.text_layouts);
+        let layout = sides.find(|((_, tokenizer), _)| *tokenizer == folder).map_or(CLIP, |(_, layout)| *layout);
+        Ok(clip_vocabulary::tokenizer_files(layout.padding()))
     }
 
     pub(crate) fn unet(&self, config: &UnetConfig) -> WeightFiles {
@@ -149,29 +189,24 @@ impl SingleFile {
         self.part(&vae_names(config))
     }
 
-    /// A text encoder of `num_layers` layers. OpenCLIP's file has one layer more, which SD 2.x does not use.
-    pub(crate) fn text_encoder(&self, num_layers: usize) -> WeightFiles {
-        let mut weights = match self.text_layout {
-            TextLayout::OpenClip => self.part(&open_clip_names(num_layers)),
-            TextLayout::Clip { without_level: false } => self.part(&Names::clip()),
-            TextLayout::Clip { without_level: true } => {
-                let mut weights = WeightFiles::part_of(self.files.clone());
-                let prefix = CLIP.trim_end_matches("text_model.");
-                for name in self.files.names().filter(|name| name.starts_with(prefix)) {
-                    weights.insert(name[prefix.len()..].to_owned(), name.to_owned(), None);
-                }
-                weights
-            }
+    /// The text encoder of `folder`, of `num_layers` layers.
+    pub(crate) fn text_encoder(&self, folder: &str, num_layers: usize) -> WeightFiles {
+        let mut sides = TEXT_FOLDERS.iter().zip(&self.text_layouts);
+        let Some((_, layout)) = sides.find(|((name, _), _)| *name == folder) else {
+            return WeightFiles::part_of(self.files.clone());
         };
-        if self.text_layout == TextLayout::OpenClip {
+        let mut weights = self.part(&layout.names(num_layers));
+        if layout.names == TextNames::OpenClip {
             for (i, leaf) in (0..num_layers).flat_map(|i| [(i, "weight"), (i, "bias")]) {
-                let (theirs, ours) = stacked(i, leaf);
+                let (theirs, ours) = layout.stacked(i, leaf);
                 if self.files.info(&theirs).is_some() {
-                    ours.into_iter()
-                        .enumerate()
-                        .for_each(|(third, name)| weights.insert(name, theirs.clone(), Some(third)));
+                    let thirds = ours.into_iter().enumerate();
+                    thirds.for_each(|(third, name)| weights.insert(name, theirs.clone(), Part::Third(third)));
                 }
             }
+        }
+        if let Some((theirs, part)) = layout.projection(&self.files) {
+            weights.insert(PROJECTION_WEIGHT.to_owned(), theirs, part);
         }
         weights
     }
@@ -182,7 +217,7 @@ impl SingleFile {
             // What has no place in the network keeps its name, so that whoever loads it hears of it.
             let ours = names.diffusers(name).or_else(|| (!is_passenger(name)).then(|| name.to_owned()));
             if let Some(ours) = ours {
-                weights.insert(ours, name.to_owned(), None);
+                weights.insert(ours, name.to_owned(), Part::Whole);
             }
         }
         weights
@@ -191,39 +226,49 @@ impl SingleFile {
 
 /// Tensors that checkpoints carry and no picture needs: OpenCLIP's head and last layer, training's leftovers.
 fn is_passenger(name: &str) -> bool {
-    name.starts_with(OPEN_CLIP) || name.starts_with("first_stage_model.loss.") || name.contains("model_ema")
+    [OPEN_CLIP, TWO_ENCODERS[1]].iter().any(|layout| name.starts_with(layout.prefix))
+        || name.starts_with("first_stage_model.loss.")
+        || name.contains("model_ema")
 }
 
-fn text_layout(path: &Path, files: &TensorFiles) -> Result<TextLayout> {
-    let has = |prefix: &str| files.names().any(|name| name.starts_with(prefix));
-    if has(OPEN_CLIP) {
-        Ok(TextLayout::OpenClip)
-    } else if has(CLIP) {
-        Ok(TextLayout::Clip { without_level: false })
-    } else if has(CLIP.trim_end_matches("text_model.")) {
-        Ok(TextLayout::Clip { without_level: true })
-    } else {
-        Err(ModelError::MissingPart { path: path.display().to_string(), part: "text encoder" })
-    }
+fn has_prefix(files: &TensorFiles, prefix: &str) -> bool {
+    files.names().any(|name| name.starts_with(prefix))
+}
+
+/// How the text encoders lie in the file, in order.
+fn text_layouts(path: &Path, files: &TensorFiles) -> Result<Vec<TextLayout>> {
+    let in_file = |layout: TextLayout| has_prefix(files, layout.prefix).then_some(layout);
+    let either = |layout: TextLayout| in_file(layout).or_else(|| in_file(layout.without_level()));
+    let found = match in_file(TWO_ENCODERS[1]) {
+        Some(second) => either(TWO_ENCODERS[0]).map(|first| vec![first, second]),
+        None => in_file(OPEN_CLIP).or_else(|| either(CLIP)).map(|only| vec![only]),
+    };
+    found.ok_or_else(|| ModelError::MissingPart { path: path.display().to_string(), part: "text encoder" })
+}
+
+/// Whether the text of a scheduler's configuration says what the U-Net predicts.
+pub(crate) fn names_prediction(config: &str) -> bool {
+    let config: Value = serde_json::from_str(config).unwrap_or_default();
+    config.get("prediction_type").is_some()
 }
 
 /// Other models by a tensor that only they have.
 fn refuse_foreign(path: &Path, files: &TensorFiles) -> Result<()> {
     let has = |part: &str| files.names().any(|name| name.contains(part));
-    let channels =
-        files.info("model.diffusion_model.input_blocks.0.0.weight").and_then(|info| info.shape.get(1).copied());
-    let found = if has("conditioner.embedders.") || has("model.diffusion_model.label_emb.") {
-        ForeignModel::Sdxl
+    let is_there = |name: &str| files.info(name).is_some();
+    let channels = files.info(&format!("{UNET}input_blocks.0.0.weight")).and_then(|info| info.shape.get(1).copied());
+    let found = if has("conditioner.embedders.0.model.") {
+        ForeignModel::SdxlRefiner
+    } else if is_there("edm_mean") && is_there("edm_std") || is_there("edm_vpred.sigma_max") {
+        ForeignModel::Edm
     } else if has("joint_blocks.") {
         ForeignModel::Sd3
     } else if has("double_blocks.") {
         ForeignModel::Flux
     } else if has(".lora_down.") || has(".lora_A.") || has(".lora_up.") || has("hada_w1") || has("lokr_w1") {
         ForeignModel::Adapter
-    } else if channels == Some(9) {
-        ForeignModel::Inpainting
-    } else if let Some(channels) = channels.filter(|channels| *channels != 4) {
-        ForeignModel::OtherInputs(channels)
+    } else if let Some(found) = channels.and_then(ForeignModel::of_channels) {
+        found
     } else {
         return Ok(());
     };

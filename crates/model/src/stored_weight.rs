@@ -9,6 +9,7 @@ use loralei_adapter::{AdapterError, Dtype, TensorBytes};
 use rayon::prelude::*;
 
 use crate::number_types::WeightType;
+use crate::ops::{FrozenMatrix, quantize_row};
 
 /// How many bytes of the file a thread reads and converts at a time: few enough to stay in its cache.
 const PART_BYTES: usize = 1 << 18;
@@ -83,16 +84,33 @@ struct Scratch<T> {
 }
 
 impl StoredWeight<'_> {
-    /// The tensor on the host.
+    /// The tensor on the host. [`WeightType::Int8`] is for matrices, see [`Self::read_int8`]; other tensors are then as
+    /// [`WeightType::Half`] has them.
     pub(crate) fn read(&self, wanted: WeightType) -> Result<Tensor> {
         match (wanted, self.bytes.dtype()) {
             (WeightType::Exactly(dtype), _) => self.read_as(dtype),
-            (WeightType::Half, Dtype::Bf16) => self.read_as(DType::BF16),
-            (WeightType::Half, _) => match self.read_as(DType::F16) {
+            (WeightType::Half | WeightType::Int8, Dtype::Bf16) => self.read_as(DType::BF16),
+            (WeightType::Half | WeightType::Int8, _) => match self.read_as(DType::F16) {
                 Err(Unusable::BeyondRange(_)) => self.read_as(DType::BF16),
                 other => other,
             },
         }
+    }
+
+    /// A matrix (out, in) on the host in 8 bits.
+    pub(crate) fn read_int8(&self) -> Result<FrozenMatrix> {
+        let (count, num_out) = (self.shape.iter().product::<usize>(), self.shape.first().copied().unwrap_or(1));
+        let num_in = (count / num_out.max(1)).max(1);
+        let rows = self.rows_of_part(num_in);
+        let (mut numbers, mut row_scales) = (vec![0; count], vec![0.0; num_out]);
+        let parts = numbers.par_chunks_mut(rows * num_in).zip(row_scales.par_chunks_mut(rows)).enumerate();
+        parts.try_for_each_init(Scratch::<u8>::default, |Scratch { bytes, wide, .. }, (i, (numbers, scales))| {
+            self.read_wide(i * rows * num_in, numbers.len(), bytes, wide)?;
+            let rows = wide.chunks_exact(num_in).zip(numbers.chunks_exact_mut(num_in)).zip(scales);
+            rows.for_each(|((wide, numbers), scale)| *scale = quantize_row(wide, numbers));
+            Ok::<_, Unusable>(())
+        })?;
+        Ok(FrozenMatrix::of_rows(numbers, row_scales)?)
     }
 
     fn read_as(&self, dtype: DType) -> Result<Tensor> {
@@ -143,6 +161,11 @@ impl StoredWeight<'_> {
         if infinite != 0 { Err(Unusable::NotFinite) } else { Ok(()) }
     }
 
+    /// How many rows of `row` numbers a thread takes at a time.
+    fn rows_of_part(&self, row: usize) -> usize {
+        (PART_BYTES / self.bytes.dtype().size_bytes() / row).max(1)
+    }
+
     /// All numbers. `read` fills a part of whole rows, of which it is told the first number, in the order of the file.
     fn read_parts<T: Copy + Default + Send + Sync>(
         &self,
@@ -150,7 +173,7 @@ impl StoredWeight<'_> {
     ) -> Result<Vec<T>> {
         let count = self.shape.iter().product::<usize>();
         let row = (count / self.shape.first().copied().unwrap_or(1).max(1)).max(1);
-        let part = (PART_BYTES / self.bytes.dtype().size_bytes() / row).max(1) * row;
+        let part = self.rows_of_part(row) * row;
         // Zeroed memory comes from the system untouched: each thread meets its own pages first.
         let mut values = vec![T::default(); count];
         let parts = values.par_chunks_mut(part).enumerate();
@@ -273,6 +296,28 @@ mod tests {
                 let expected = expected.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
                 assert_eq!(read(&stored, WeightType::Half), (kept, expected), "{dtype}");
             }
+        }
+    }
+
+    #[test]
+    fn a_matrix_in_8_bits_is_that_of_its_numbers_with_what_is_added() {
+        let (num_out, num_in) = (700, 1033); // more than one part
+        let (values, mut addend) = (numbers(num_out * num_in), vec![0.0; num_out * num_in]);
+        addend[..3 * num_in].iter_mut().zip(&values).for_each(|(more, x)| *more = x * 0.5);
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            let file = file(dtype, &[num_out, num_in], &values);
+            for addend in [None, Some(addend.clone())] {
+                let exact = Tensor::from_vec(file.read_f32("w").unwrap(), (num_out, num_in), &Device::Cpu).unwrap();
+                let more = addend.clone().unwrap_or_else(|| vec![0.0; num_out * num_in]);
+                let exact = (exact + Tensor::from_vec(more, (num_out, num_in), &Device::Cpu).unwrap()).unwrap();
+                let found = StoredWeight { addend, ..plain(&file) }.read_int8().map_err(|_| "unusable").unwrap();
+                let dense = |matrix: FrozenMatrix| matrix.to_dense(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+                assert!(dense(found) == dense(FrozenMatrix::quantized(&exact).unwrap()), "{dtype}");
+            }
+            let mut values = values.clone();
+            values[600 * num_in] = f32::NAN;
+            let refused = plain(&self::file(dtype, &[num_out, num_in], &values)).read_int8();
+            assert!(matches!(refused, Err(Unusable::NotFinite)), "{dtype}");
         }
     }
 }

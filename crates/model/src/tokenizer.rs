@@ -88,6 +88,11 @@ impl Tokenizer {
         Ok(Self { inner, start, end, pad, positions: positions.max(2) })
     }
 
+    /// The mark at the end of a text.
+    pub fn end(&self) -> i64 {
+        self.end
+    }
+
     /// Whether both give every text the same ids, as far as their vocabularies, merges and marks tell.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         // A byte-pair vocabulary lists what its merges make, in their order.

@@ -1,31 +1,17 @@
 //! The U-Net that predicts the noise (Ronneberger et al. 2015; Rombach et al. 2022, arXiv 2112.10752): down blocks that
 //! leave skips, a middle block, up blocks that take them. Checked against diffusers' `UNet2DConditionModel`.
 
+use crate::conditioning::Conditioning;
 use crate::config::UnetConfig;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::lora::Block;
 use crate::ops::{self, ConvGeometry, Segment, recompute};
 use crate::resnet::{ResnetBlock, ResnetShape};
-use crate::time_embedding::TimeEmbedding;
+use crate::time_embedding::{AddedEmbedding, TimeEmbedding};
 use crate::transformer::{Transformer, TransformerShape};
 use crate::weights::{Result, Weights};
 use candle_core::Tensor;
 use std::sync::Arc;
-
-/// What the prediction depends on besides latents and time.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Conditioning {
-    /// The encoded text: (b, tokens, width).
-    pub context: Tensor,
-}
-
-impl Conditioning {
-    /// Conditioning on text alone.
-    pub fn text(context: Tensor) -> Self {
-        Self { context }
-    }
-}
 
 /// What backward may keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +87,7 @@ struct UpBlock {
 pub struct Unet {
     conv_in: Conv2d,
     time_embedding: TimeEmbedding,
+    add_embedding: Option<AddedEmbedding>,
     down_blocks: Vec<DownBlock>,
     mid_block: Option<MidBlock>,
     up_blocks: Vec<UpBlock>,
@@ -121,11 +108,14 @@ impl Unet {
         let shapes = Shapes { config, time_width: TimeEmbedding::width(config) };
         let down_blocks =
             (0..channels.len()).map(|level| shapes.down_block(&weights.at(format_args!("down_blocks.{level}")), level));
+        let added = config.added_conditioning();
+        let add_embedding = added.map(|added| AddedEmbedding::new(&weights.at("add_embedding"), config, added));
         let up_blocks = (0..channels.len()).map(|i| shapes.up_block(&weights.at(format_args!("up_blocks.{i}")), i));
         Ok(Self {
             dtype: weights.dtype(),
             conv_in,
             time_embedding: TimeEmbedding::new(&weights.at("time_embedding"), config)?,
+            add_embedding: add_embedding.transpose()?,
             down_blocks: down_blocks.collect::<Result<_>>()?,
             mid_block: config.mid_block_type.as_ref().map(|_| shapes.mid_block(weights, last)).transpose()?,
             up_blocks: up_blocks.collect::<Result<_>>()?,
@@ -150,8 +140,11 @@ impl Unet {
         checkpointing: Checkpointing,
     ) -> candle_core::Result<Tensor> {
         let device = self.conv_in.weight.device();
-        let time = self.time_embedding.forward(timesteps, self.dtype, device)?; // (b, time width)
-        let context = conditioning.context.to_device(device)?.to_dtype(self.dtype)?;
+        let mut time = self.time_embedding.forward(timesteps, self.dtype, device)?; // (b, time width)
+        if let Some(add_embedding) = &self.add_embedding {
+            time = (&time + add_embedding.forward(conditioning, &time)?)?;
+        }
+        let context = conditioning.text.context.to_device(device)?.to_dtype(self.dtype)?;
         let xs = latents.to_device(device)?.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?; // (b, h, w, 4)
 
         let mut hidden = self.conv_in.forward(&xs)?; // (b, h, w, c)

@@ -48,6 +48,9 @@ impl Count<'_> {
         let (channels, last) = (&config.block_out_channels, config.block_out_channels.len() - 1);
         let time_width = TimeEmbedding::width(config);
         self.layer(1, channels[0] + time_width, time_width);
+        if let Some(added) = config.added_conditioning() {
+            self.layer(1, added.width() + time_width, time_width);
+        }
         self.conv3x3(0, config.in_channels, channels[0]);
         for level in 0..=last {
             self.down_block(level);
@@ -155,6 +158,27 @@ mod tests {
         assert_eq!((cost.attention_macs + 50_000_000) / 100_000_000, 630, "{cost:?}");
         assert_eq!(cost.forward_flops() / 1_000_000_000, 803);
         assert_eq!((cost.lora_step_flops() + 5_000_000_000) / 10_000_000_000, 173);
+    }
+
+    // Worked out apart from this code, from the shapes of diffusers' network.
+    #[test]
+    fn sdxl_costs_what_its_shapes_say() {
+        let config = UnetConfig::parse(
+            r#"{"block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true,
+                "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816}"#,
+            "c",
+        )
+        .unwrap();
+        for (size_px, forward, step) in [(512, 1.59, 3.23), (768, 3.64, 7.54), (1024, 6.76, 14.3)] {
+            let cost = UnetCost::new(&config, size_px / 8, size_px / 8, 77);
+            for (flops, expected) in [(cost.forward_flops(), forward), (cost.lora_step_flops(), step)] {
+                assert!((flops as f64 / 1e12 / expected - 1.0).abs() < 4e-3, "{size_px} px: {flops}, not {expected} T");
+            }
+        }
     }
 
     #[test]

@@ -9,8 +9,18 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 struct Place {
     name: String,
-    /// Which third of the tensor's rows, where three are stacked into one.
-    third: Option<usize>,
+    part: Part,
+}
+
+/// What of a tensor in the file is the network's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it.
+    Whole,
+    /// This third of its rows, where three are stacked into one.
+    Third(usize),
+    /// A matrix, with rows and columns exchanged.
+    Transposed,
 }
 
 /// The tensors of one network.
@@ -35,7 +45,7 @@ impl WeightFiles {
         let all: Vec<String> = files.names().map(str::to_owned).collect();
         let mut this = Self { files, places: BTreeMap::new() };
         for name in all {
-            this.insert(rename(&name), name, None);
+            this.insert(rename(&name), name, Part::Whole);
         }
         this
     }
@@ -45,9 +55,16 @@ impl WeightFiles {
         Self { files, places: BTreeMap::new() }
     }
 
-    /// Says where the tensor `ours` of the network is: the tensor `name` of the file, or a third of its rows.
-    pub(crate) fn insert(&mut self, ours: String, name: String, third: Option<usize>) {
-        self.places.insert(ours, Place { name, third });
+    /// Says where the tensor `ours` of the network is: a part of the tensor `name` of the file.
+    pub(crate) fn insert(&mut self, ours: String, name: String, part: Part) {
+        self.places.insert(ours, Place { name, part });
+    }
+
+    /// From now on the matrix `name` is the other way round.
+    pub(crate) fn transpose(&mut self, name: &str) {
+        if let Some(place) = self.places.get_mut(name) {
+            place.part = if place.part == Part::Transposed { Part::Whole } else { Part::Transposed };
+        }
     }
 
     /// The files, with whatever else is in them.
@@ -55,9 +72,9 @@ impl WeightFiles {
         &self.files
     }
 
-    /// The name in the file, and which third of its rows it is where three are stacked.
-    pub(crate) fn place_in_file(&self, name: &str) -> Option<(&str, Option<usize>)> {
-        self.places.get(name).map(|place| (place.name.as_str(), place.third))
+    /// The name in the file, and what of that tensor it is.
+    pub(crate) fn place_in_file(&self, name: &str) -> Option<(&str, Part)> {
+        self.places.get(name).map(|place| (place.name.as_str(), place.part))
     }
 
     /// Names the file in messages.
@@ -74,8 +91,14 @@ impl WeightFiles {
     pub fn info(&self, name: &str) -> Option<TensorInfo> {
         let place = self.places.get(name)?;
         let mut info = self.files.info(&place.name)?.clone();
-        if place.third.is_some() {
-            *info.shape.first_mut()? /= 3;
+        match place.part {
+            Part::Whole => {}
+            Part::Third(_) => *info.shape.first_mut()? /= 3,
+            Part::Transposed => {
+                if let [rows, columns] = &mut info.shape[..] {
+                    std::mem::swap(rows, columns);
+                }
+            }
         }
         Some(info)
     }
@@ -86,11 +109,11 @@ impl WeightFiles {
     /// A tensor that is not there, another type, a file that cannot be read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, AdapterError> {
         let place = self.place(name)?;
-        let mut values = self.files.read_f32(&place.name)?;
-        if let Some(third) = place.third {
-            let length = values.len() / 3;
-            values = values[third * length..(third + 1) * length].to_vec();
+        if place.part == Part::Whole {
+            return self.files.read_f32(&place.name);
         }
+        let (bytes, mut values) = (self.bytes(name)?, Vec::new());
+        bytes.read_f32(0, bytes.shape().iter().product(), &mut Vec::new(), &mut values)?;
         Ok(values)
     }
 
@@ -101,10 +124,11 @@ impl WeightFiles {
     pub(crate) fn bytes(&self, name: &str) -> Result<TensorBytes<'_>, AdapterError> {
         let place = self.place(name)?;
         let bytes = self.files.bytes(&place.name)?;
-        Ok(match place.third {
-            Some(third) => bytes.part(third, 3),
-            None => bytes,
-        })
+        match place.part {
+            Part::Whole => Ok(bytes),
+            Part::Third(third) => Ok(bytes.part(third, 3)),
+            Part::Transposed => bytes.transposed(),
+        }
     }
 
     /// What the network is, to the byte: the SHA-256 over names, types, shapes and numbers of all its tensors. Reads them all.

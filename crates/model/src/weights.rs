@@ -8,7 +8,7 @@ use crate::error::ModelError;
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use crate::lora::{Injection, LayerShape, LoraFactors};
 use crate::number_types::{NumberTypes, WeightType};
-use crate::ops::ConvGeometry;
+use crate::ops::{ConvGeometry, FrozenMatrix};
 use crate::random_weights::RandomWeights;
 use crate::stored_weight::{StoredWeight, Unusable};
 use crate::weight_files::WeightFiles;
@@ -120,44 +120,69 @@ impl Weights<'_> {
         self.load(name, shape, WeightType::Exactly(self.dtype()), None)
     }
 
-    /// The weight of this module as frozen weights are kept, with what an adapter that is to be merged adds: (out, in), or
-    /// of a convolution (out, kh, kw, in). A 1x1 kernel may stand for a matrix, and the other way round.
-    fn weight(&self, layer: LayerShape) -> Result<Tensor> {
-        let shape = match layer {
-            LayerShape::Linear { num_in, num_out } => vec![num_out, num_in],
-            LayerShape::Conv2d { num_in, num_out, kernel } => vec![num_out, num_in, kernel, kernel],
+    /// The weight (out, in) of this linear layer as such are kept, with what an adapter that is to be merged adds. It may
+    /// stand as a 1x1 kernel in the file.
+    fn matrix(&self, num_in: usize, num_out: usize) -> Result<FrozenMatrix> {
+        let (source, shape, layer) = (self.source, [num_out, num_in], LayerShape::Linear { num_in, num_out });
+        let wanted = source.types.weights;
+        if wanted != WeightType::Int8 {
+            return Ok(self.load("weight", &shape, wanted, Some(layer))?.into());
+        }
+        let key = self.key("weight");
+        let matrix = match &source.origin {
+            Origin::Files(files) => {
+                let stored = self.stored(files, &key, &shape, Some(layer))?;
+                stored.read_int8().map_err(|reason| unusable(reason, files, &key))?
+            }
+            Origin::Random(random) => random.int8(&key, num_out, num_in)?,
         };
-        self.load("weight", &shape, self.source.types.weights, Some(layer))
+        source.asked.borrow_mut().insert(key);
+        Ok(matrix.to_device(&source.device)?)
+    }
+
+    /// The kernel (out, kh, kw, in) of this convolution as such are kept, with what an adapter that is to be merged adds. A
+    /// 1x1 kernel may stand as a matrix in the file.
+    fn kernel(&self, num_in: usize, num_out: usize, kernel: usize) -> Result<Tensor> {
+        let (shape, layer) = ([num_out, num_in, kernel, kernel], LayerShape::Conv2d { num_in, num_out, kernel });
+        self.load("weight", &shape, self.source.types.kernels(), Some(layer))
     }
 
     /// `shape` is that of the file; the weight of a `layer` is turned.
     fn load(&self, name: &str, shape: &[usize], wanted: WeightType, layer: Option<LayerShape>) -> Result<Tensor> {
         let (key, source) = (self.key(name), self.source);
-        let (turned, pixels) = match (shape, layer) {
-            ([num_out, num_in, height, width], Some(_)) => (vec![*num_out, *height, *width, *num_in], height * width),
-            _ => (shape.to_vec(), 1),
-        };
         let tensor = match &source.origin {
             Origin::Files(files) => {
-                let bytes = in_file(files, &key, shape)?;
-                let addend = match (source.injection, layer) {
-                    (Some(injection), Some(layer)) => injection.merged(&self.path, layer)?,
-                    _ => None,
-                };
-                let stored = StoredWeight { bytes, shape: turned, pixels, addend };
+                let stored = self.stored(files, &key, shape, layer)?;
                 let tensor = stored.read(wanted).map_err(|reason| unusable(reason, files, &key))?;
                 tensor.to_device(&source.device)?
             }
             Origin::Random(random) => {
                 let dtype = match wanted {
-                    WeightType::Half => DType::F16,
+                    WeightType::Half | WeightType::Int8 => DType::F16,
                     WeightType::Exactly(dtype) => dtype,
                 };
-                random.tensor(&key, &turned, dtype, &source.device)?
+                random.tensor(&key, &turned(shape, layer).0, dtype, &source.device)?
             }
         };
         source.asked.borrow_mut().insert(key);
         Ok(tensor)
+    }
+
+    /// The tensor `key` of a file, not read yet.
+    fn stored<'f>(
+        &self,
+        files: &'f WeightFiles,
+        key: &str,
+        shape: &[usize],
+        layer: Option<LayerShape>,
+    ) -> Result<StoredWeight<'f>> {
+        let bytes = in_file(files, key, shape)?;
+        let addend = match (self.source.injection, layer) {
+            (Some(injection), Some(layer)) => injection.merged(&self.path, layer)?,
+            _ => None,
+        };
+        let (shape, pixels) = turned(shape, layer);
+        Ok(StoredWeight { bytes, shape, pixels, addend })
     }
 
     fn bias(&self, size: usize, wanted: bool) -> Result<Option<Tensor>> {
@@ -183,7 +208,19 @@ impl Weights<'_> {
     /// As [`Weights::tensor`].
     pub fn linear(&self, num_in: usize, num_out: usize, bias: bool) -> Result<Linear> {
         let shape = LayerShape::Linear { num_in, num_out };
-        Ok(Linear { weight: self.weight(shape)?, bias: self.bias(num_out, bias)?, lora: self.factors(shape)? })
+        Ok(Linear {
+            weight: self.matrix(num_in, num_out)?,
+            bias: self.bias(num_out, bias)?,
+            lora: self.factors(shape)?,
+        })
+    }
+
+    /// A linear layer `num_in` -> `num_out` without bias, which never has factors.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub(crate) fn linear_without_factors(&self, num_in: usize, num_out: usize) -> Result<Linear> {
+        Ok(Linear { weight: self.matrix(num_in, num_out)?, bias: None, lora: None })
     }
 
     /// A convolution `num_in` -> `num_out` with bias.
@@ -193,7 +230,7 @@ impl Weights<'_> {
     pub fn conv2d(&self, num_in: usize, num_out: usize, kernel: usize, geometry: ConvGeometry) -> Result<Conv2d> {
         let shape = LayerShape::Conv2d { num_in, num_out, kernel };
         Ok(Conv2d {
-            weight: self.weight(shape)?,
+            weight: self.kernel(num_in, num_out, kernel)?,
             bias: self.bias(num_out, true)?,
             geometry,
             lora: self.factors(shape)?,
@@ -215,6 +252,14 @@ impl Weights<'_> {
     /// As [`Weights::tensor`].
     pub fn layer_norm(&self, channels: usize, eps: f64) -> Result<LayerNorm> {
         Ok(LayerNorm { weight: self.tensor("weight", &[channels])?, bias: self.tensor("bias", &[channels])?, eps })
+    }
+}
+
+/// The shape here of a weight of a `layer` that has `shape` in a file, and the pixels of its kernel.
+fn turned(shape: &[usize], layer: Option<LayerShape>) -> (Vec<usize>, usize) {
+    match (shape, layer) {
+        ([num_out, num_in, height, width], Some(_)) => (vec![*num_out, *height, *width, *num_in], height * width),
+        _ => (shape.to_vec(), 1),
     }
 }
 

@@ -6,8 +6,8 @@ use candle_core::{DType, Device};
 use loralei_adapter::compose::LayerGram;
 use loralei_adapter::{Adapter, Array};
 use loralei_model::{
-    AdapterUse, Base, BaseSource, DrawingSettings, RecordedMember, RecordingSettings, SamplerKind, TextSide,
-    record_layer_inputs,
+    AdapterUse, Base, BaseSource, DrawingSettings, PictureSizes, RecordedMember, RecordingSettings, SamplerKind,
+    TextSide, record_layer_inputs,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,12 @@ fn adapter() -> Adapter {
 }
 
 fn record(members: &[(&Adapter, f32, &[&str])]) -> BTreeMap<String, LayerGram> {
-    let drawing = DrawingSettings { sampler: SamplerKind::Ddim, steps: 3, guidance_scale: 4.0 };
+    let drawing = DrawingSettings {
+        sampler: SamplerKind::Ddim,
+        steps: 3,
+        guidance_scale: 4.0,
+        sizes: PictureSizes::whole((64, 64)),
+    };
     let settings = RecordingSettings { drawing, size_px: (64, 96), seeds: vec![1, 2] };
     let prompts: Vec<Vec<String>> =
         members.iter().map(|(.., prompts)| prompts.iter().map(|prompt| (*prompt).to_owned()).collect()).collect();
@@ -78,7 +83,8 @@ fn inputs_of_the_attention_to_the_text_are_the_encoded_prompts_of_the_member() {
     let prompts = ["a cat", "a red house"];
     let mut expected = vec![0f32; 24 * 24];
     for prompt in prompts {
-        let rows = text.encode(prompt, "", 1).unwrap().prompt.squeeze(0).unwrap().to_vec2::<f32>().unwrap();
+        let rows =
+            text.encode(prompt, Some(""), 1).unwrap().prompt.context.squeeze(0).unwrap().to_vec2::<f32>().unwrap();
         for (i, j) in (0..24).flat_map(|i| (0..24).map(move |j| (i, j))) {
             expected[i * 24 + j] += rows.iter().map(|row| row[i] * row[j]).sum::<f32>() / 2.0;
         }

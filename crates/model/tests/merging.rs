@@ -77,7 +77,7 @@ fn outputs(base: &Base, added: Option<&Adapter>) -> Vec<Vec<f32>> {
     let injection = |prefix: &str| added.map(|adapter| Injection::from_adapter(prefix, adapter));
     let text_injection = injection("lora_te_");
     let text = base.load_text_encoder(0, text_injection.as_ref()).unwrap();
-    let text = text.forward(&ids, Checkpointing::None).unwrap();
+    let text = text.forward(&ids, 0, Checkpointing::None).unwrap().context;
     let latents = numbers(&[2, 4, 12, 8], 1).data.iter().map(|x| 5.0 * x).collect::<Vec<f32>>();
     let latents = Tensor::from_vec(latents, (2, 4, 12, 8), &Device::Cpu).unwrap();
     let unet_injection = injection("lora_unet_");

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use loralei_model::ops::{self, Activation, ConvGeometry, LoraScale, composed};
+use loralei_model::ops::{self, Activation, ConvGeometry, FrozenMatrix, LoraScale, composed};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -120,6 +120,26 @@ fn lora_linear_matches() {
     );
 }
 
+#[test]
+fn layers_in_eight_bits_are_those_of_the_matrix_that_they_stand_for() {
+    let mut draw = Draw::new(12);
+    for (num_in, num_out, rank) in [(7, 11, 3), (64, 50, 4), (131, 96, 5)] {
+        let inputs = [draw.normal(&[2, 5, num_in]), draw.normal(&[rank, num_in]), draw.normal(&[num_out, rank])];
+        let matrix = FrozenMatrix::quantized(&draw.normal(&[num_out, num_in])).unwrap();
+        let frozen = [matrix.to_dense(DType::F64).unwrap(), draw.normal(&[num_out])];
+        check("linear in 8 bits", &inputs[..1], &frozen, &|x| ops::linear(&x[0], &matrix, Some(&x[2])), &|x| {
+            composed::linear(&x[0], &x[1], Some(&x[2]))
+        });
+        check(
+            "lora linear in 8 bits",
+            &inputs,
+            &frozen,
+            &|x| ops::lora_linear(&x[0], &x[1], &x[2], &matrix, Some(&x[4]), 0.375),
+            &|x| composed::lora_linear(&x[0], &x[1], &x[2], &x[3], Some(&x[4]), 0.375),
+        );
+    }
+}
+
 /// Numbers as a mask has them: zeros among others, no two rows alike.
 fn mask(draw: &mut Draw, shape: &[usize]) -> Tensor {
     let normal = draw.normal(shape);
@@ -177,15 +197,17 @@ fn products_of_bf16_are_near_those_of_f32_and_not_the_same() {
     let scaled = |x: Tensor, scale: f64| f32s((x * scale).unwrap());
     let (weight, kernel) = (scaled(draw.normal(&[48, 32]), 0.15), scaled(draw.normal(&[32, 3, 3, 48]), 0.03));
     let projection = draw.normal(&[2, 140, 32]);
-    let op = |x: &[Tensor], weight: &Tensor, kernel: &Tensor| {
+    let op = |x: &[Tensor], weight: &FrozenMatrix, kernel: &Tensor| {
         let y = ops::lora_linear(&x[0], &x[1], &x[2], weight, None, 0.5)?;
         let y = ops::conv2d(&y, kernel, None, ConvGeometry::same(3))?.reshape((2, 140, 32))?;
         ops::attention(&y, &y, &y, 2, false)
     };
-    let (expected, expected_gradients) = run(&|x| op(x, &weight, &kernel), &inputs, &projection);
-    for stored in [DType::F32, DType::F16, DType::BF16] {
-        let (weight, kernel) = (weight.to_dtype(stored).unwrap(), kernel.to_dtype(stored).unwrap());
-        let (value, gradients) = ops::with_bf16_products(|| run(&|x| op(x, &weight, &kernel), &inputs, &projection));
+    let (expected, expected_gradients) = run(&|x| op(x, &(&weight).into(), &kernel), &inputs, &projection);
+    let in_8_bits = FrozenMatrix::quantized(&weight).unwrap();
+    for stored in [Some(DType::F32), Some(DType::F16), Some(DType::BF16), None] {
+        let of = |x: &Tensor| x.to_dtype(stored.unwrap_or(DType::F16)).unwrap();
+        let (matrix, kernel) = (stored.map_or(in_8_bits.clone(), |_| of(&weight).into()), of(&kernel));
+        let (value, gradients) = ops::with_bf16_products(|| run(&|x| op(x, &matrix, &kernel), &inputs, &projection));
         let d = distance(&value, &expected);
         assert!(d < 2e-2 && (d > 1e-4 || !ops::multiplies_bf16()), "{stored:?}: {d}");
         for (ours, theirs) in gradients.iter().zip(&expected_gradients) {
@@ -330,9 +352,9 @@ fn a_view_gives_what_its_copy_gives() {
 fn wrong_shapes_are_errors() {
     let mut draw = Draw::new(12);
     let (x, map) = (draw.normal(&[2, 3, 8]), draw.normal(&[2, 3, 3, 8]));
-    assert!(ops::linear(&x, &draw.normal(&[4, 7]), None).is_err());
+    assert!(ops::linear(&x, draw.normal(&[4, 7]), None).is_err());
     assert!(
-        ops::lora_linear(&x, &draw.normal(&[2, 8]), &draw.normal(&[5, 2]), &draw.normal(&[4, 8]), None, 1.0).is_err()
+        ops::lora_linear(&x, &draw.normal(&[2, 8]), &draw.normal(&[5, 2]), draw.normal(&[4, 8]), None, 1.0).is_err()
     );
     assert!(ops::conv2d(&map, &draw.normal(&[4, 3, 3, 7]), None, ConvGeometry::same(3)).is_err());
     assert!(ops::group_norm(&map, &draw.normal(&[8]), &draw.normal(&[8]), 3, 1e-5, false).is_err());

@@ -3,7 +3,7 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
-use loralei_model::ops::{self, ConvGeometry, OpTimes, Pass, Segment, is_recording, op_times, recompute};
+use loralei_model::ops::{self, ConvGeometry, FrozenMatrix, OpTimes, Pass, Segment, is_recording, op_times, recompute};
 use loralei_model::{Draw, Purpose};
 use std::sync::{Arc, Mutex};
 
@@ -19,20 +19,21 @@ fn random(seed: u64, shape: &[usize]) -> Tensor {
 /// A convolution with factors, a norm, a linear layer with factors, attention over 520 tokens, a narrow linear layer.
 struct Piece {
     kernel: Tensor,
-    weight: Tensor,
+    weight: FrozenMatrix,
     gain: Tensor,
     factors: Vec<Var>,
     gradients: Mutex<Vec<Tensor>>,
 }
 
 impl Piece {
-    fn new() -> Self {
+    fn new(in_8_bits: bool) -> Self {
         let c = MAP.3;
+        let weight = random(2, &[c, c]);
         let shapes: [&[usize]; 4] = [&[RANK, c, 3, 3], &[c, RANK, 1, 1], &[RANK, c], &[c, RANK]];
         let factors = (10..).zip(shapes).map(|(seed, shape)| Var::from_tensor(&random(seed, shape)).unwrap());
         Self {
             kernel: random(1, &[c, 3, 3, c]),
-            weight: random(2, &[c, c]),
+            weight: if in_8_bits { FrozenMatrix::quantized(&weight).unwrap() } else { weight.into() },
             gain: random(3, &[c]),
             factors: factors.collect(),
             gradients: Mutex::default(),
@@ -68,9 +69,9 @@ impl Segment for Piece {
 }
 
 /// Gradients of the input and the factors, and what ran.
-fn learn(dtype: DType, again: bool) -> (Vec<Vec<f32>>, OpTimes) {
+fn learn((dtype, in_8_bits): (DType, bool), again: bool) -> (Vec<Vec<f32>>, OpTimes) {
     let (b, h, w, c) = MAP;
-    let piece = Arc::new(Piece::new());
+    let piece = Arc::new(Piece::new(in_8_bits));
     let input = Var::from_tensor(&random(4, &[b, h, w, c]).to_dtype(dtype).unwrap()).unwrap();
     let upstream = random(5, &[b, h * w, c]).to_dtype(dtype).unwrap();
     let (gradients, times) = op_times(|| {
@@ -89,17 +90,17 @@ fn learn(dtype: DType, again: bool) -> (Vec<Vec<f32>>, OpTimes) {
 
 #[test]
 fn gradients_are_those_of_the_whole_graph_to_the_bit() {
-    for dtype in [DType::F32, DType::BF16] {
-        let ((whole, _), (again, _)) = (learn(dtype, false), learn(dtype, true));
+    for kept in [(DType::F32, false), (DType::BF16, false), (DType::F32, true), (DType::BF16, true)] {
+        let ((whole, _), (again, _)) = (learn(kept, false), learn(kept, true));
         assert_eq!(whole.len(), 5);
-        assert!(whole.iter().all(|gradient| gradient.iter().any(|x| x.abs() > 1e-4)), "{dtype:?}");
-        assert!(whole == again, "{dtype:?}");
+        assert!(whole.iter().all(|gradient| gradient.iter().any(|x| x.abs() > 1e-4)), "{kept:?}");
+        assert!(whole == again, "{kept:?}");
     }
 }
 
 #[test]
 fn what_takes_long_runs_once_and_what_does_not_runs_again() {
-    let (whole, again) = (learn(DType::F32, false).1, learn(DType::F32, true).1);
+    let (whole, again) = (learn((DType::F32, true), false).1, learn((DType::F32, true), true).1);
     let calls = |times: &OpTimes, name| times.get(&(name, Pass::Forward)).map_or(0, |time| time.calls);
     for name in ["lora-conv2d", "frozen-conv2d", "attention"] {
         assert_eq!((calls(&whole, name), calls(&again, name)), (1, 1), "{name}");

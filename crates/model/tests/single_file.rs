@@ -44,7 +44,7 @@ fn numbers(n: usize, seed: usize) -> Vec<f32> {
 fn outputs(base: &Base) -> Vec<Vec<f32>> {
     let ids: Vec<i64> = base.tokenizer(0).unwrap().encode("photo of the sks dog").unwrap().input_ids;
     let ids = Tensor::from_vec(ids, (1, 77), &Device::Cpu).unwrap();
-    let text = base.load_text_encoder(0, None).unwrap().forward(&ids, Checkpointing::None).unwrap();
+    let text = base.load_text_encoder(0, None).unwrap().forward(&ids, 0, Checkpointing::None).unwrap().context;
     let latents = Tensor::from_vec(numbers(4 * 12 * 8, 1), (1, 4, 12, 8), &Device::Cpu).unwrap();
     let unet = base.load_unet(None).unwrap();
     let told = Conditioning::text(text.clone());
@@ -160,7 +160,7 @@ fn other_models_are_refused_by_name() {
     let place = tempfile::tempdir().unwrap();
     let first = "model.diffusion_model.input_blocks.0.0.weight";
     for (tensors, expected) in [
-        (&[("conditioner.embedders.0.transformer.text_model.x", &[1][..])][..], ForeignModel::Sdxl),
+        (&[("conditioner.embedders.0.model.ln_final.weight", &[1][..])][..], ForeignModel::SdxlRefiner),
         (&[("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", &[1])], ForeignModel::Sd3),
         (&[("double_blocks.0.img_attn.qkv.weight", &[1])], ForeignModel::Flux),
         (&[(first, &[320, 9, 3, 3])], ForeignModel::Inpainting),
@@ -177,7 +177,6 @@ fn other_models_are_refused_by_name() {
     let folder = place.path().join("folder");
     std::fs::create_dir(&folder).unwrap();
     for (class, expected) in [
-        ("StableDiffusionXLPipeline", ForeignModel::Sdxl),
         ("StableDiffusion3Pipeline", ForeignModel::Sd3),
         ("FluxPipeline", ForeignModel::Flux),
         ("StableDiffusionInpaintPipeline", ForeignModel::Inpainting),

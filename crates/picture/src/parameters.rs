@@ -34,7 +34,7 @@ pub struct GenerationParameters {
     pub adapters: Vec<AdapterUse>,
     /// Sampling steps.
     pub steps: Option<u32>,
-    /// Sampler, by the name people know: `DDIM`, `Euler a`, `DPM++ 2M`, `UniPC`.
+    /// Sampler, by the name people know: `DDIM`, `Euler`, `Euler a`, `DPM++ 2M`, `UniPC`.
     pub sampler: Option<String>,
     /// Classifier-free guidance scale.
     pub guidance: Option<f64>,
@@ -42,6 +42,10 @@ pub struct GenerationParameters {
     pub seed: Option<u64>,
     /// (width, height).
     pub size_px: Option<(u32, u32)>,
+    /// (width, height) before scaling, as the base was told, where that is another.
+    pub original_size_px: Option<(u32, u32)>,
+    /// (left, top) of what was cut off, as the base was told, where that is something.
+    pub crop_px: Option<(u32, u32)>,
     /// First 10 hex digits of the SHA-256 of the checkpoint's file.
     pub model_hash: Option<String>,
     /// Name of the base.
@@ -82,13 +86,15 @@ impl Display for GenerationParameters {
 
 impl GenerationParameters {
     /// The last line, in the order in which the web interface writes it.
-    fn pairs(&self) -> [(&'static str, Option<String>); 9] {
+    fn pairs(&self) -> [(&'static str, Option<String>); 11] {
         [
             ("Steps", self.steps.map(|steps| steps.to_string())),
             ("Sampler", self.sampler.clone()),
             ("CFG scale", self.guidance.map(|scale| scale.to_string())),
             ("Seed", self.seed.map(|seed| seed.to_string())),
-            ("Size", self.size_px.map(|(width, height)| format!("{width}x{height}"))),
+            ("Size", self.size_px.map(pair)),
+            ("Original size", self.original_size_px.map(pair)),
+            ("Crop", self.crop_px.map(pair)),
             ("Model hash", self.model_hash.clone()),
             ("Model", self.model.clone()),
             ("Clip skip", self.clip_skip.map(|layers| layers.to_string())),
@@ -106,6 +112,10 @@ impl GenerationParameters {
         let hashes: Vec<String> = hashes.collect();
         (!hashes.is_empty()).then(|| hashes.join(", "))
     }
+}
+
+fn pair((first, second): (u32, u32)) -> String {
+    format!("{first}x{second}")
 }
 
 /// An adapter's name as it can stand between `<lora:` and `:`, and in a list of hashes.

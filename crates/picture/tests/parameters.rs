@@ -21,12 +21,14 @@ fn everything_is_written_in_the_order_of_the_web_interface() {
         guidance: Some(7.5),
         seed: Some(u64::MAX),
         size_px: Some((512, 768)),
+        original_size_px: Some((1024, 768)),
+        crop_px: Some((0, 16)),
         model_hash: Some("6ce0161689".to_owned()),
         model: Some("v1-5-pruned".to_owned()),
         clip_skip: Some(2),
     };
     let expected = "a cat,\nin oil <lora:oil-v1.2:0.8> <lora:noise:-0.5>\nNegative prompt: blurry, text\n\
-        Steps: 30, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 18446744073709551615, Size: 512x768, \
+        Steps: 30, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 18446744073709551615, Size: 512x768, Original size: 1024x768, Crop: 0x16, \
         Model hash: 6ce0161689, Model: v1-5-pruned, Clip skip: 2, Lora hashes: \"oil-v1.2: 0123456789ab\", ";
     assert_eq!(parameters.to_string(), format!("{expected}{}", version()));
 }

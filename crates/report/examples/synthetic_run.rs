@@ -161,6 +161,8 @@ fn finish(folder: &Path, num_steps: u64) -> Result<()> {
         "command": "loralei generate --base emoji --adapter runs/octopus/octopus.safetensors --prompt 'a octopus on green' --size 64x64 --output out.png"});
     atomic_write_bytes(&folder.join("summary.json"), summary.to_string().as_bytes())?;
     let card = ModelCard {
+        family_tag: "stable-diffusion",
+        pipeline: "StableDiffusionPipeline",
         name: "octopus".to_owned(),
         adapter_file: "octopus.safetensors".to_owned(),
         base: "stable-diffusion-v1-5/stable-diffusion-v1-5".to_owned(),

@@ -22,6 +22,10 @@ pub struct ModelCard {
     pub base: String,
     /// Which family the base is of, as readers say it: `Stable Diffusion 1.5`.
     pub base_family: Option<String>,
+    /// The hub's tag of that family: `stable-diffusion`.
+    pub family_tag: &'static str,
+    /// diffusers' class that draws with the base: `StableDiffusionPipeline`.
+    pub pipeline: &'static str,
     /// Licence as the hub names it. Unset: none is claimed.
     pub license: Option<String>,
     /// The word that calls the subject.
@@ -92,14 +96,8 @@ impl ModelCard {
             push(&mut yaml, format_args!("instance_prompt: {}\n", quoted(trigger)));
         }
         yaml.push_str("tags:\n");
-        let tags = [
-            "text-to-image",
-            "diffusers",
-            "lora",
-            "stable-diffusion",
-            "stable-diffusion-diffusers",
-            "template:sd-lora",
-        ];
+        let (family, of_diffusers) = (self.family_tag, format!("{}-diffusers", self.family_tag));
+        let tags = ["text-to-image", "diffusers", "lora", family, &of_diffusers, "template:sd-lora"];
         tags.iter().for_each(|tag| push(&mut yaml, format_args!("- {}\n", quoted(tag))));
         if !self.samples.is_empty() {
             yaml.push_str("widget:\n");
@@ -160,8 +158,9 @@ impl ModelCard {
         push(&mut text, format_args!("- ComfyUI: put it into `models/loras`, add the node `Load LoRA`.\n"));
         text.push_str("- diffusers:\n\n```python\n");
         let base = self.base_id().unwrap_or("BASE");
-        text.push_str("from diffusers import StableDiffusionPipeline\n\n");
-        push(&mut text, format_args!("pipeline = StableDiffusionPipeline.from_pretrained({})\n", python(base)));
+        let class = self.pipeline;
+        push(&mut text, format_args!("from diffusers import {class}\n\n"));
+        push(&mut text, format_args!("pipeline = {class}.from_pretrained({})\n", python(base)));
         push(&mut text, format_args!("pipeline.load_lora_weights(\".\", weight_name={})\n", python(file)));
         let prompt = self.samples.first().map(|sample| sample.prompt.as_str()).or(self.trigger.as_deref());
         push(&mut text, format_args!("image = pipeline({}).images[0]\n```\n", python(prompt.unwrap_or("PROMPT"))));
@@ -237,6 +236,8 @@ mod tests {
             name: "octo_v1".to_owned(),
             adapter_file: "octo_v1.safetensors".to_owned(),
             base: "stable-diffusion-v1-5/stable-diffusion-v1-5@main".to_owned(),
+            family_tag: "stable-diffusion",
+            pipeline: "StableDiffusionPipeline",
             license: Some("creativeml-openrail-m".to_owned()),
             trigger: Some("ohwx: \"octopus\"".to_owned()),
             num_images: Some(8),

@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut layers = ConfigLayers::new();
     layers.file(Path::new(&path))?;
     let plan = Plan::new(&layers.resolve()?.config)?;
-    let component = plan.unet.as_ref().or(plan.text_encoder.as_ref()).ok_or("nothing is trained")?;
+    let component = plan.unet.iter().chain(plan.text_encoders.iter().flatten()).next().ok_or("nothing is trained")?;
     for tenth in 0..=10 {
         let step = (plan.steps - 1) * tenth / 10;
         writeln!(stdout(), "step {step:>6}  {:.3e}", component.learning_rate * plan.schedule.ratio(step))?;

@@ -126,11 +126,13 @@ impl Evidence<'_> {
         let is_text = |block: &&BlockNorm| block.block.starts_with("text_encoder");
         let text = typical_norm(self.blocks.iter().filter(is_text))?;
         let unet = typical_norm(self.blocks.iter().filter(|block| !is_text(block)))?;
+        let only_second = matches!(self.plan.text_encoders, [None, Some(_)]);
+        let section = if only_second { "lora.text_encoder_2" } else { "lora.text_encoder" };
         (text > TEXT_OVER_UNET * unet).then(|| {
             format!(
                 "A layer of the text encoder moved by {}, one of the U-Net by {} (norm, typical): words may lose their \
-                 meaning. Lower `lora.text_encoder.learning_rate`, or end its training earlier with \
-                 `lora.text_encoder.stop_after`.",
+                 meaning. Lower `{section}.learning_rate`, or end its training earlier with \
+                 `{section}.stop_after`.",
                 figure(text),
                 figure(unet),
             )

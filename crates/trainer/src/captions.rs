@@ -6,14 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use loralei_model::{Base, Checkpointing, TextEncoder, Tokenizer, ops};
+use candle_core::{DType, Device, Tensor};
+use loralei_model::{Base, Checkpointing, EncodedText, TextEncoder, Tokenizer, ops};
 
+use crate::config::EmptyCaptions;
 use crate::encoded::EncodedImages;
 use crate::encoded_store::{EncodedStore, Entry, Key};
 use crate::error::TrainError;
 use crate::event::Event;
-use crate::network::{Text, encode_chunks};
+use crate::network::{Text, encode_tokens, with_zeros_for};
 
 /// Captions up to which all are encoded before the run; more for each image above.
 const FEW_CAPTIONS: usize = 64;
@@ -28,6 +29,8 @@ pub struct Captions {
     /// Of each caption, 1 to 3.
     num_chunks: usize,
     encoder: Encoder,
+    /// What stands for a caption without text, one of it, if that is not what the encoders make of it.
+    zeros: Option<EncodedText>,
 }
 
 enum Encoder {
@@ -80,14 +83,15 @@ impl Captions {
     pub(crate) fn new(
         base: &Base,
         wanted: &Wanted,
-        num_chunks: usize,
+        (num_chunks, empty_captions): (usize, EmptyCaptions),
         encoder_learns: bool,
         store: &Arc<EncodedStore>,
         computed_by: &str,
         events: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
         let tokenizers = (0..base.num_text_encoders()).map(|i| base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
-        let mut captions = Self { tokenizers, num_chunks, encoder: Encoder::Learns };
+        let zeros = empty_captions.are_zeros(base).then(|| zeros(base, num_chunks)).transpose()?;
+        let mut captions = Self { tokenizers, num_chunks, encoder: Encoder::Learns, zeros };
         captions.say_what_is_cut(wanted.captions(), events)?;
         if encoder_learns {
             return Ok(captions);
@@ -101,6 +105,9 @@ impl Captions {
         let mut parts = vec![num_chunks.to_string(), computed_by.to_owned()];
         for i in 0..base.num_text_encoders() {
             parts.extend([base.text_encoder_weights(i)?.fingerprint()?, format!("{:?}", base.text_encoder_config(i))]);
+        }
+        if let Some(width) = base.pooled_width() {
+            parts.push(format!("last layers but one, pooled {width}"));
         }
         let network = parts.join(" ");
         captions.encoder = Encoder::Kept { store: store.clone(), network: network.clone() };
@@ -119,17 +126,31 @@ impl Captions {
     /// Text that the tokenizer cannot encode, an entry that was removed from the store while the run goes on.
     pub fn text(&self, captions: &[&str]) -> Result<Text, TrainError> {
         let encoders = match &self.encoder {
-            Encoder::Learns => return Ok(Text::Tokens(self.token_ids(captions)?)),
+            Encoder::Learns => {
+                return Ok(Text::Tokens { input_ids: self.token_ids(captions)?, absent: self.absent(captions) });
+            }
             Encoder::Kept { store, network } => {
-                let of_each = captions.iter().map(|caption| -> Result<Tensor, TrainError> {
+                let of_each = captions.iter().map(|caption| -> Result<EncodedText, TrainError> {
+                    if let Some(zeros) = self.zeros.as_ref().filter(|_| is_empty(caption)) {
+                        return Ok(zeros.clone());
+                    }
                     let entry = store.get(&self.key(network, caption)?)?.ok_or(TrainError::EncodedMissing)?;
-                    Ok(entry.get(CONTEXT).ok_or(TrainError::EncodedMissing)?.clone())
+                    let context = entry.get(CONTEXT).ok_or(TrainError::EncodedMissing)?.clone();
+                    let text = EncodedText { context, pooled: entry.get(POOLED).cloned() };
+                    Ok(text.map(|x| x.unsqueeze(0))?)
                 });
-                return Ok(Text::Encoded(Tensor::stack(&of_each.collect::<Result<Vec<_>, _>>()?, 0)?)); // (b, 77 n, d)
+                let of_each = of_each.collect::<Result<Vec<_>, _>>()?;
+                return Ok(Text::Encoded(EncodedText::cat(&of_each.iter().collect::<Vec<_>>())?));
             }
             Encoder::Stays(encoders) => encoders,
         };
-        Ok(Text::Encoded(vectors(encoders, &self.token_ids(captions)?)?))
+        let text = vectors(encoders, &self.token_ids(captions)?)?;
+        Ok(Text::Encoded(with_zeros_for(&text, &self.absent(captions))?))
+    }
+
+    /// Which of them zeros stand for; nothing if that is none of any.
+    fn absent(&self, captions: &[&str]) -> Vec<bool> {
+        if self.zeros.is_none() { Vec::new() } else { captions.iter().map(|caption| is_empty(caption)).collect() }
     }
 
     /// Of each encoder, (b, 77 n).
@@ -158,7 +179,7 @@ impl Captions {
         events: &mut dyn FnMut(Event),
     ) -> Result<(), TrainError> {
         let mut wanted = BTreeMap::new();
-        for caption in captions {
+        for caption in captions.iter().filter(|caption| self.zeros.is_none() || !is_empty(caption)) {
             let key = self.key(network, caption)?;
             if store.get(&key)?.is_none() {
                 wanted.insert(key, caption.as_str());
@@ -170,9 +191,11 @@ impl Captions {
         let encoders = load()?;
         events(Event::PhaseStarted { name: "encoding captions".into(), total: Some(wanted.len() as u64) });
         for (done, (key, caption)) in wanted.into_iter().enumerate() {
-            let context = vectors(&encoders, &self.token_ids(&[caption])?)?.squeeze(0)?; // (77 n, d)
-            let context = context.to_device(&Device::Cpu)?.to_dtype(candle_core::DType::F32)?;
-            store.put(&key, Entry::from([(CONTEXT.to_owned(), context)]))?;
+            let text = vectors(&encoders, &self.token_ids(&[caption])?)?;
+            let text = text.map(|x| x.squeeze(0)?.to_device(&Device::Cpu)?.to_dtype(DType::F32))?;
+            let parts = [(CONTEXT, Some(text.context)), (POOLED, text.pooled)]; // (77 n, d), (p)
+            let parts = parts.into_iter().filter_map(|(name, part)| Some((name.to_owned(), part?)));
+            store.put(&key, parts.collect::<Entry>())?;
             events(Event::PhaseProgress { done: done as u64 + 1 });
         }
         Ok(())
@@ -200,9 +223,23 @@ impl Captions {
 }
 
 const CONTEXT: &str = "context";
+const POOLED: &str = "pooled";
 
-/// (b, 77 n, d), without a graph.
-fn vectors(encoders: &[TextEncoder], input_ids: &[Tensor]) -> candle_core::Result<Tensor> {
-    let parts = encoders.iter().zip(input_ids).map(|(encoder, ids)| encode_chunks(encoder, ids, Checkpointing::None));
-    ops::without_graph(|| Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 2))
+fn is_empty(caption: &str) -> bool {
+    caption.trim().is_empty()
+}
+
+/// Zeros in the shape of one caption.
+fn zeros(base: &Base, num_chunks: usize) -> candle_core::Result<EncodedText> {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+    let (tokens, width) = (num_chunks * base.text_encoder_positions(), base.text_widths().iter().sum());
+    Ok(EncodedText {
+        context: zeros(&[1, tokens, width])?,
+        pooled: base.pooled_width().map(|width| zeros(&[1, width])).transpose()?,
+    })
+}
+
+/// Without a graph.
+fn vectors(encoders: &[TextEncoder], input_ids: &[Tensor]) -> candle_core::Result<EncodedText> {
+    ops::without_graph(|| encode_tokens(encoders, input_ids, Checkpointing::None))
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use loralei_data::{Role, Source};
-use loralei_model::{Base, DrawingSettings, TextEncoder};
+use loralei_model::{Base, DrawingSettings, PictureSizes, TextEncoder};
 
 use crate::drawer::{Drawer, PictureRequest, encode};
 use crate::error::TrainError;
@@ -62,10 +62,14 @@ fn draw_missing(
     if wanted.iter().all(|(_, path)| is_there(path)) {
         return Ok(());
     }
-    let samples = plan.samples.clone().unwrap_or_default();
-    let settings =
-        DrawingSettings { sampler: samples.sampler.0, steps: samples.steps, guidance_scale: samples.guidance_scale };
     let size_px = plan.data.largest_px();
+    let samples = plan.samples.clone().unwrap_or_default();
+    let settings = DrawingSettings {
+        sampler: samples.sampler.0,
+        steps: samples.steps,
+        guidance_scale: samples.guidance_scale,
+        sizes: PictureSizes::whole(size_px),
+    };
     let encoders =
         (0..base.num_text_encoders()).map(|i| base.load_text_encoder(i, None)).collect::<Result<Vec<_>, _>>()?;
     let (unet, vae, schedule) = (base.load_unet(None)?, base.load_vae()?, base.noise_schedule());

@@ -3,13 +3,13 @@
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::Adapter;
 use loralei_model::{
-    AdapterUse, Base, Checkpointing, Conditioning, DrawingStop, EncodedPrompts, Injection, ModelError, NoiseSchedule,
-    NoiseSource, TextSide, Unet, draw_latents_observed, ops,
+    AdapterUse, Base, Checkpointing, Conditioning, DrawingStop, EncodedPrompts, EncodedText, Injection, ModelError,
+    NoiseSchedule, NoiseSource, PictureSizes, TextSide, Unet, draw_latents_observed, ops,
 };
 use loralei_picture::{ColourMeasures, Picture};
 
 use crate::composition_measures::CompositionSettings;
-use crate::drawer::LATENTS_AT_ONCE;
+use crate::drawer::{LATENTS_AT_ONCE, given};
 use crate::error::TrainError;
 use crate::leak_score::LeakProbes;
 
@@ -97,9 +97,9 @@ impl<'a> Asked<'a> {
         let (mut predictions, mut spread) = (Vec::new(), 0.0);
         for (i, timestep) in points.timesteps.iter().enumerate() {
             let latents = noisy.narrow(0, i, 1)?;
-            let predict = |context: &Tensor| {
-                let text = Conditioning::text(context.clone());
-                let predict = || unet.forward(&latents, &[*timestep as f64], &text, Checkpointing::None);
+            let predict = |text: &EncodedText| {
+                let told = Conditioning::new(text.clone(), Some(PictureSizes::tensor(&[self.settings.drawing.sizes])?));
+                let predict = || unet.forward(&latents, &[*timestep as f64], &told, Checkpointing::None);
                 ops::without_graph(predict)?.flatten_all()?.to_vec1::<f32>()
             };
             let (with, without) = (predict(&prompt.prompt)?, predict(&prompt.negative)?);
@@ -128,7 +128,7 @@ impl Subject {
         count: &mut dyn FnMut(usize),
     ) -> Result<Self, TrainError> {
         let text = TextSide::load(asked.base, Some(AdapterUse { adapter, merged: false }))?;
-        let encode = |prompt: &String| text.encode(prompt, &asked.settings.negative, 1);
+        let encode = |prompt: &String| text.encode(prompt, given(&asked.settings.negative), 1);
         let encoded = asked.prompts.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         drop(text);
         let injection = Injection::from_adapter(asked.base.unet_prefix(), adapter);

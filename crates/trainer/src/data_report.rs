@@ -477,14 +477,16 @@ impl Found<'_> {
             of_pictures.insert(key, num_planes * area * num_sides * BYTES_PER_NUMBER);
         }
         let captions = || self.pictures.iter().filter_map(|checked| checked.caption.as_ref());
-        let num_captions = if plan.text_encoder.is_some() || captions().any(|caption| caption.varies) {
+        let num_captions = if plan.learns_text() || captions().any(|caption| caption.varies) {
             0
         } else {
             captions().map(|caption| &caption.text).collect::<BTreeSet<_>>().len()
         };
         let width = base.map_or(USUAL_TEXT_WIDTH, |base| base.text_widths().iter().sum());
         let positions = base.map_or(USUAL_TEXT_POSITIONS, Base::text_encoder_positions);
-        let of_caption = (plan.data.num_chunks * positions * width) as u64 * BYTES_PER_NUMBER;
+        let of_caption = (plan.data.num_chunks * positions * width
+            + base.and_then(Base::pooled_width).unwrap_or_default()) as u64
+            * BYTES_PER_NUMBER;
         of_pictures.values().sum::<u64>() + num_captions as u64 * of_caption
     }
 }

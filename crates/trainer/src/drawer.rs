@@ -35,7 +35,7 @@ impl PictureRequest {
     fn fits(&self, other: &Self) -> bool {
         self.size_px == other.size_px
             && self.settings == other.settings
-            && self.prompts.prompt.dims() == other.prompts.prompt.dims()
+            && self.prompts.prompt.num_tokens() == other.prompts.prompt.num_tokens()
     }
 }
 
@@ -50,9 +50,14 @@ pub(crate) fn encode(
 ) -> Result<Vec<EncodedPrompts>, TrainError> {
     let tokenizers = (0..encoders.len()).map(|i| base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
     let stages = tokenizers.iter().zip(encoders).map(|(tokenizer, encoder)| TextStage { tokenizer, encoder });
-    let conditioner = Conditioner::new(stages.collect(), 1)?;
-    let encode = |(prompt, negative): &(&str, &str)| conditioner.encode(prompt, negative);
+    let conditioner = Conditioner::new(stages.collect(), 1)?.with_zeros_for_absent(base.zeros_for_empty_prompt());
+    let encode = |(prompt, negative): &(&str, &str)| conditioner.encode(prompt, given(negative));
     Ok(ops::without_graph(|| prompts.iter().map(encode).collect::<Result<Vec<_>, _>>())?)
+}
+
+/// Settings cannot leave a negative prompt out: an empty one is none.
+pub(crate) fn given(negative: &str) -> Option<&str> {
+    (!negative.is_empty()).then_some(negative)
 }
 
 impl Drawer<'_> {

@@ -8,10 +8,10 @@ use std::sync::mpsc::sync_channel;
 
 use candle_core::{DType, Device, Tensor};
 use loralei_data::{
-    Batch, CaptionLine, CaptionRules, CaptionText, ContentHash, Depth, Fitted, Order, Picture, Role, Showing, Size,
-    flipped, survey,
+    Batch, CaptionLine, CaptionRules, CaptionText, ContentHash, Crop, Depth, Fitted, Order, Picture, Role, Showing,
+    Size, flipped, survey,
 };
-use loralei_model::{Base, Draw, Vae};
+use loralei_model::{Base, Draw, PictureSizes, Vae};
 
 use crate::encoded_store::{EncodedStore, Entry, Key};
 use crate::error::TrainError;
@@ -33,6 +33,7 @@ struct EncodedImage {
     /// Of the mirrored image, if it is shown mirrored.
     mirrored: Option<Key>,
     size: Size,
+    crop: Crop,
     repeats: u32,
     weight: f32,
     rules: Arc<CaptionRules>,
@@ -70,6 +71,25 @@ pub struct Latents {
     pub loss_mask: Option<Tensor>,
     /// How much each image counts: b numbers.
     pub sample_weight: Vec<f32>,
+    /// What the network is told of the images' sizes: (b, 6); `None` if it is told none.
+    pub time_ids: Option<Tensor>,
+}
+
+impl EncodedImage {
+    /// How it came to its size.
+    fn sizes(&self, is_mirrored: bool) -> PictureSizes {
+        picture_sizes(if is_mirrored { self.crop.mirrored(self.size.width_px) } else { self.crop }, self.size)
+    }
+}
+
+/// What the network is told of a picture that `crop` cut to `size`.
+fn picture_sizes(crop: Crop, size: Size) -> PictureSizes {
+    let pixels = |width_px: u32, height_px: u32| (width_px as usize, height_px as usize);
+    PictureSizes {
+        original_px: pixels(crop.original_width_px, crop.original_height_px),
+        crop_px: pixels(crop.left_px, crop.top_px),
+        target_px: pixels(size.width_px, size.height_px),
+    }
 }
 
 impl EncodedImages {
@@ -163,6 +183,8 @@ pub struct EncodedData {
     store: Arc<EncodedStore>,
     scaling_factor: f64,
     outside_mask_weight: f32,
+    /// Whether the base is told the sizes of pictures.
+    tells_sizes: bool,
 }
 
 /// How images are encoded and ordered.
@@ -211,7 +233,8 @@ impl EncodedData {
             return Err(loralei_data::DataError::NoImages { path, num_skipped: encoder.failed.len() }.into());
         }
         let (scaling_factor, outside_mask_weight) = (base.vae_config().scaling_factor, encoding.outside_mask_weight);
-        Ok(Self { subject, class, validation, store, scaling_factor, outside_mask_weight })
+        let tells_sizes = base.pooled_width().is_some();
+        Ok(Self { subject, class, validation, store, scaling_factor, outside_mask_weight, tells_sizes })
     }
 
     /// Latents of one image, which is of `images`: the mean of its posterior, not a draw from it; b = 1.
@@ -226,6 +249,7 @@ impl EncodedData {
             latents: (&mean * self.scaling_factor)?,
             loss_mask: self.loss_mask(&entries, &mean)?,
             sample_weight: vec![image.weight],
+            time_ids: self.time_ids([image.sizes(false)].into_iter())?,
         })
     }
 
@@ -234,10 +258,9 @@ impl EncodedData {
     /// # Errors
     /// An entry that was removed from the store while the run goes on.
     pub fn latents(&self, images: &EncodedImages, shown: &[Shown], draw: Draw) -> Result<Latents, TrainError> {
-        let keys = shown.iter().map(|shown| {
-            let image = &images.images[shown.image];
-            image.mirrored.as_ref().filter(|_| shown.is_mirrored).unwrap_or(&image.latents)
-        });
+        let sides = || shown.iter().map(|shown| (&images.images[shown.image], shown.is_mirrored));
+        let keys = sides()
+            .map(|(image, is_mirrored)| image.mirrored.as_ref().filter(|_| is_mirrored).unwrap_or(&image.latents));
         let entries = keys.map(|key| self.entry(key)).collect::<Result<Vec<_>, _>>()?;
         let stack = |name: &str| -> Result<Tensor, TrainError> {
             let of_each = entries.iter().map(|entry| entry.get(name).ok_or(TrainError::EncodedMissing));
@@ -248,8 +271,13 @@ impl EncodedData {
         Ok(Latents {
             latents: ((&mean + (std * noise)?)? * self.scaling_factor)?,
             loss_mask: self.loss_mask(&entries, &mean)?,
-            sample_weight: shown.iter().map(|shown| images.images[shown.image].weight).collect(),
+            sample_weight: sides().map(|(image, _)| image.weight).collect(),
+            time_ids: self.time_ids(sides().map(|(image, is_mirrored)| image.sizes(is_mirrored)))?,
         })
+    }
+
+    fn time_ids(&self, sizes: impl Iterator<Item = PictureSizes>) -> candle_core::Result<Option<Tensor>> {
+        self.tells_sizes.then(|| PictureSizes::tensor(&sizes.collect::<Vec<_>>())).transpose()
     }
 
     /// Makes the latents of image number `image` what no training can use.
@@ -320,6 +348,7 @@ impl<'a> ImageEncoder<'a> {
             latents: self.key(picture, false),
             mirrored: sample.flip.then(|| self.key(picture, true)),
             size: picture.assigned.bucket,
+            crop: Crop::centred(picture.surveyed.size, &picture.assigned),
             repeats: sample.repeats,
             weight: sample.weight,
             rules: rules.clone(),
@@ -405,4 +434,25 @@ fn encode_one(vae: &Vae, fitted: Fitted, picture: &Picture) -> Result<Entry, Tra
         entry.insert(MASK.to_owned(), tensor(mask.data, (height, width))?);
     }
     Ok(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_photo_is_the_cut_really_made_of_the_scaled_picture() {
+        // Original and bucket (width, height); cut off at the top and on the left, and on the left of the mirrored picture.
+        for (original, bucket, [top, left, mirrored_left]) in [
+            ((1500, 1000), (1216, 832), [0, 16, 16]),
+            ((3000, 4000), (832, 1216), [0, 40, 40]),
+            ((1000, 1500), (896, 1152), [96, 0, 0]),
+            ((1501, 1000), (1216, 832), [0, 16, 17]),
+        ] {
+            let (crop, size) = (Crop::cover(original, bucket), Size::new(bucket.0, bucket.1));
+            let expected = |left: u32| [original.1, original.0, top, left, bucket.1, bucket.0].map(|px| px as f32);
+            assert_eq!(picture_sizes(crop, size).time_ids(), expected(left));
+            assert_eq!(picture_sizes(crop.mirrored(bucket.0), size).time_ids(), expected(mirrored_left));
+        }
+    }
 }

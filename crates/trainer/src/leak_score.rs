@@ -6,7 +6,7 @@
 //! or velocity, so figures of bases that predict differently are not to be held against each other.
 
 use candle_core::{DType, Device, Tensor};
-use loralei_model::{Checkpointing, Conditioning, Draw, NoiseSchedule, Purpose, ops, without_factors};
+use loralei_model::{Checkpointing, Conditioning, Draw, EncodedText, NoiseSchedule, Purpose, ops, without_factors};
 
 use crate::drawer::LATENTS_AT_ONCE;
 use crate::error::TrainError;
@@ -145,7 +145,7 @@ fn changes(
     text: &Text,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<f64>, TrainError> {
-    let (base_context, context) = (without_factors(|| network.context(text))?, network.context(text)?); // (1, 77, d)
+    let (base_text, text) = (without_factors(|| network.encoded(text))?, network.encoded(text)?);
     let (n, _, h, w) = noisy.dims4()?;
     let at_once = (LATENTS_AT_ONCE / (h * w)).max(1);
     let mut changes = Vec::with_capacity(n);
@@ -153,12 +153,12 @@ fn changes(
         let b = at_once.min(n - start);
         let latents = noisy.narrow(0, start, b)?;
         let times: Vec<f64> = timesteps[start..start + b].iter().map(|t| *t as f64).collect();
-        let predict = |context: &Tensor| {
-            let conditioning = Conditioning::text(context.repeat((b, 1, 1))?);
+        let predict = |text: &EncodedText| {
+            let conditioning = Conditioning::new(text.repeated(b)?, network.whole_sizes(b, (h, w))?);
             let prediction = network.unet().forward(&latents, &times, &conditioning, Checkpointing::None)?;
             prediction.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_from(1)?.to_vec2::<f32>() // (b, 4 h w)
         };
-        let (base, adapted) = (without_factors(|| predict(&base_context))?, predict(&context)?);
+        let (base, adapted) = (without_factors(|| predict(&base_text))?, predict(&text)?);
         changes.extend(base.iter().zip(&adapted).map(|(base, adapted)| relative_change(base, adapted)));
         progress(start + b);
     }

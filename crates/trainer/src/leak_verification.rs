@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use loralei_adapter::Adapter;
 use loralei_data::{Dataset, Source};
-use loralei_model::{Base, BaseSource, Checkpointing, DeviceChoice, DeviceSession, Prediction, Tokenizer};
+use loralei_model::{Base, BaseSource, Checkpointing, DeviceChoice, DeviceSession, ScheduleOverride, Tokenizer};
 
 use crate::config::{Compute, Dtype, Ops, WeightDtype};
 use crate::error::TrainError;
@@ -18,8 +18,8 @@ use crate::network::{Network, Text, tensor};
 pub struct LeakVerification<'a> {
     /// The base.
     pub base: BaseSource,
-    /// What the base predicts, against or instead of what it says.
-    pub prediction: Option<Prediction>,
+    /// Its noising process, against or instead of what it says.
+    pub schedule: ScheduleOverride,
     /// The factors.
     pub adapter: &'a Adapter,
     /// What is asked, with and without the trigger.
@@ -60,7 +60,9 @@ impl LeakVerification<'_> {
         let _session = DeviceSession::start(&device, false);
         self.compute.check(self.ops, device.is_cpu())?;
         let types = self.compute.weights(self.weights).number_types(self.dtype, self.ops, device.is_cpu())?;
-        let base = Base::open(self.base, self.prediction, types, &device)?;
+        let base = Base::open(self.base, self.schedule, types, &device)?;
+        let said = base.warnings().iter().cloned().map(|message| Event::Warning { message });
+        said.chain(base.note_on_unread(self.adapter).map(|message| Event::Note { message })).for_each(&mut *events);
         let native_px = base.native_size_px();
         let (width_px, height_px) = self.size_px.unwrap_or((native_px, native_px));
         base.check_size(width_px, height_px)?;
@@ -114,7 +116,9 @@ fn prompts(base: &Base, pairs: &[PromptPair], events: &mut dyn FnMut(Event)) -> 
     let tokenizers = (0..base.num_text_encoders()).map(|i| base.tokenizer(i)).collect::<Result<Vec<_>, _>>()?;
     let both = pairs.iter().flat_map(|PromptPair { without, with }| [(without, false), (with, true)]);
     let of_prompt = |(prompt, has_trigger): (&String, bool)| {
-        let text = Text::Tokens(tokenizers.iter().map(|of| tokens(of, prompt, events)).collect::<Result<_, _>>()?);
+        let input_ids = tokenizers.iter().map(|of| tokens(of, prompt, events)).collect::<Result<_, _>>()?;
+        let is_absent = prompt.trim().is_empty() && base.zeros_for_empty_prompt();
+        let text = Text::Tokens { input_ids, absent: vec![is_absent] };
         Ok(LeakPrompt { prompt: prompt.clone(), has_trigger, text })
     };
     both.map(of_prompt).collect()

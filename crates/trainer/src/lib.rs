@@ -29,6 +29,7 @@
 
 mod advice;
 mod before_after;
+mod bench_kind;
 mod captions;
 mod checked_captions;
 mod class_images;
@@ -91,14 +92,15 @@ pub use composition_measures::{
 };
 pub use config::{
     AlphaChoice, BlockConfig, CacheChoice, CaptionConfig, CaptionFrom, Checkpointing, Compute, ConfigLayers,
-    DataConfig, Dtype, HuberSchedule, LineChoice, ListedSetting, LoraConfig, LossConfig, LossKind, ModelConfig,
-    NoiseConfig, Ops, OptimizerConfig, OptimizerKind, Origin, OutputConfig, PRESETS, PredictionKind, PriorCaptions,
-    PriorConfig, PriorKind, ProdigyConfig, ResolvedConfig, SamplerName, SamplesConfig, ScheduleConfig, ScheduleKind,
-    StepsConfig, Targets, TextEncoderConfig, TrainConfig, UnetConfig, ValidationConfig, WeightDtype, Weighting,
-    is_config_key, nearest_config_key,
+    DataConfig, Dtype, EmptyCaptions, HuberSchedule, LineChoice, ListedSetting, LoraConfig, LossConfig, LossKind,
+    ModelConfig, NoiseConfig, Ops, OptimizerConfig, OptimizerKind, Origin, OutputConfig, PRESETS, PredictionKind,
+    PresetNames, PriorCaptions, PriorConfig, PriorKind, ProdigyConfig, ResolvedConfig, SamplerName, SamplesConfig,
+    ScheduleConfig, ScheduleKind, StepsConfig, Targets, TextEncoderConfig, TrainConfig, UnetConfig, ValidationConfig,
+    WeightDtype, Weighting, is_config_key, nearest_config_key,
 };
 pub use data_check::{CheckPhase, CheckedData, CheckedPicture, DataCheck};
 
+pub use bench_kind::BenchKind;
 pub use data_report::{
     BucketReport, CaptionOrigins, DataReport, DuplicateGroup, LongCaption, MaskReport, NamedSize, PictureReport,
     PlaceReport, SkippedFile, TagCount, TokenRange, UnreadableFile,

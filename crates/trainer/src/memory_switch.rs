@@ -1,6 +1,6 @@
 //! Settings that would lower the memory of a run, by the estimate of the base.
 
-use loralei_model::{BaseDescription, TrainingSize};
+use loralei_model::{BaseDescription, TrainingSize, WeightBytes};
 use serde::Serialize;
 
 /// A setting that helps.
@@ -13,22 +13,26 @@ pub struct MemorySwitch {
 }
 
 impl MemorySwitch {
-    /// Those that help a run of `size`: first what does not change what is learned. `is_cpu` says where it runs: on a card
-    /// frozen weights have the type in which the base computes.
-    pub fn of(base: &BaseDescription, size: TrainingSize, is_cpu: bool) -> Vec<Self> {
+    /// Those that help a run of `size`: first what does not change what is learned. On a card frozen weights have the type in
+    /// which the base computes.
+    pub fn of(base: &BaseDescription, size: TrainingSize) -> Vec<Self> {
+        let is_cpu = size.is_cpu;
         let narrow = |bytes: u64| bytes.min(2);
-        let weights = TrainingSize { bytes_per_weight: narrow(size.bytes_per_weight), ..size };
-        let of_dtype = if is_cpu { size.bytes_per_weight } else { narrow(size.bytes_per_weight) };
-        let dtype =
-            TrainingSize { bytes_per_number: narrow(size.bytes_per_number), bytes_per_weight: of_dtype, ..size };
+        let WeightBytes { matrices, kernels } = size.bytes_per_weight;
+        let in_16_bits = WeightBytes { matrices: narrow(matrices), kernels: narrow(kernels) };
+        let in_8_bits = WeightBytes { matrices: 1, ..in_16_bits };
+        let weights = |bytes_per_weight| TrainingSize { bytes_per_weight, ..size };
+        let of_dtype = if is_cpu { size.bytes_per_weight } else { in_16_bits };
+        let dtype = TrainingSize { bytes_per_number: narrow(size.bytes_per_number), ..weights(of_dtype) };
         let all = [
-            is_cpu.then(|| ("model.weights = \"f16\"".to_owned(), weights)),
+            is_cpu.then(|| ("model.weights = \"f16\"".to_owned(), weights(in_16_bits))),
             Some(("train.checkpointing = \"block\"".to_owned(), TrainingSize { recompute: true, ..size })),
             Some((
                 format!("train.batch_size = 1 with train.accumulate = {}", size.batch_size),
                 TrainingSize { batch_size: 1, ..size },
             )),
             Some(("model.dtype = \"bf16\"".to_owned(), dtype)),
+            Some(("model.weights = \"int8\"".to_owned(), weights(in_8_bits))),
             smaller_pictures(size, base.size_multiple_px),
         ];
         let taken = base.training_bytes(size);
@@ -72,20 +76,27 @@ mod tests {
         width_px: 64,
         height_px: 96,
         batch_size: 3,
-        text_encoder: true,
+        text_encoders: [true; 2],
         rank: 4,
         recompute: false,
-        bytes_per_weight: 4,
+        is_cpu: true,
+        bytes_per_weight: WeightBytes { matrices: 4, kernels: 4 },
         bytes_per_number: 4,
     };
 
     #[test]
-    fn narrow_weights_save_two_bytes_of_each_number_in_a_layer_and_of_no_other() {
+    fn narrow_weights_save_bytes_of_each_number_in_a_layer_and_of_no_other() {
         let base = base();
-        let saved = base.training_bytes(LARGE) - base.training_bytes(TrainingSize { bytes_per_weight: 2, ..LARGE });
-        assert_eq!(saved, 2 * (base.parts[0].num_in_layers + base.parts[1].num_in_layers));
+        let taken = |matrices, kernels| {
+            base.training_bytes(TrainingSize { bytes_per_weight: WeightBytes { matrices, kernels }, ..LARGE })
+        };
+        let (unet, text) = (&base.parts[0], &base.parts[1]);
+        let matrices = unet.num_in_matrices + text.num_in_matrices;
+        assert_eq!(taken(4, 4) - taken(2, 2), 2 * (matrices + unet.num_in_kernels));
+        assert_eq!(taken(2, 2) - taken(1, 2), matrices);
+        assert!(matrices > 0 && unet.num_in_kernels > 0 && text.num_in_kernels == 0);
         // tests/golden/sd1: embeddings of (529, 24) and (77, 24), and norms and biases, are not narrowed.
-        let others = base.parts[1].num_parameters - base.parts[1].num_in_layers;
+        let others = text.num_parameters - text.num_in_matrices;
         assert!(others > (529 + 77) * 24 && others < (529 + 77 + 100) * 24, "{others}");
     }
 
@@ -93,7 +104,8 @@ mod tests {
     fn every_switch_that_helps_is_named_and_no_other() {
         let base = base();
         let keys = |size, is_cpu| {
-            let switches = MemorySwitch::of(&base, size, is_cpu);
+            let size = TrainingSize { is_cpu, ..size };
+            let switches = MemorySwitch::of(&base, size);
             assert!(switches.iter().all(|switch| switch.bytes < base.training_bytes(size)));
             switches.into_iter().map(|switch| switch.setting).collect::<Vec<_>>()
         };
@@ -102,6 +114,7 @@ mod tests {
             "train.checkpointing = \"block\"",
             "train.batch_size = 1 with train.accumulate = 3",
             "model.dtype = \"bf16\"",
+            "model.weights = \"int8\"",
             "data.width_px = 48 with data.height_px = 64",
         ];
         assert_eq!(keys(LARGE, true), all);
@@ -111,7 +124,7 @@ mod tests {
             height_px: base.size_multiple_px,
             batch_size: 1,
             recompute: true,
-            bytes_per_weight: 2,
+            bytes_per_weight: WeightBytes { matrices: 1, kernels: 2 },
             bytes_per_number: 2,
             ..LARGE
         };

@@ -16,13 +16,16 @@ pub(crate) fn model_card(run: &RunRecord, summary: &RunSummary, step: u64, pictu
     let plan = run.plan;
     let (width_px, height_px) = plan.data.largest_px();
     let of_file = |key: &str| run.adapter.metadata.get(key).cloned();
+    let family = of_file("ss_base_model_version").map(|version| Family::of(&version));
     let best = run.validation.iter().rev().find(|point| point.best);
     ModelCard {
         name: plan.output_name.clone(),
         adapter_file: summary.adapter.clone(),
         description: plan.card.description.clone(),
         base: plan.base.name().to_owned(),
-        base_family: of_file("ss_base_model_version").map(|version| family(&version).to_owned()),
+        base_family: family.as_ref().map(|family| family.name.to_owned()),
+        family_tag: family.as_ref().map_or("stable-diffusion", |family| family.tag),
+        pipeline: family.as_ref().map_or("DiffusionPipeline", |family| family.pipeline),
         license: plan.card.license.clone(),
         trigger: plan.data.trigger.clone(),
         num_images: Some(run.num_images as u64),
@@ -41,12 +44,26 @@ pub(crate) fn model_card(run: &RunRecord, summary: &RunSummary, step: u64, pictu
     }
 }
 
-/// The families of sd-scripts' metadata in words.
-fn family(version: &str) -> &'static str {
-    match version {
-        "sd_v2" => "Stable Diffusion 2",
-        "sd_v2_v" => "Stable Diffusion 2, v-prediction",
-        _ => "Stable Diffusion 1",
+/// A family of sd-scripts' metadata: in words, on hubs, in diffusers.
+struct Family {
+    name: &'static str,
+    tag: &'static str,
+    pipeline: &'static str,
+}
+
+impl Family {
+    fn of(version: &str) -> Self {
+        let (tag, pipeline) = ("stable-diffusion", "StableDiffusionPipeline");
+        match version {
+            "sd_v2" => Self { name: "Stable Diffusion 2", tag, pipeline },
+            "sd_v2_v" => Self { name: "Stable Diffusion 2, v-prediction", tag, pipeline },
+            "sdxl_base_v1-0" => Self {
+                name: "Stable Diffusion XL 1.0",
+                tag: "stable-diffusion-xl",
+                pipeline: "StableDiffusionXLPipeline",
+            },
+            _ => Self { name: "Stable Diffusion 1", tag, pipeline },
+        }
     }
 }
 

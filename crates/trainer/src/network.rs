@@ -4,9 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use loralei_adapter::Adapter;
 use loralei_adapter::keys::Component;
 use loralei_model::{
-    AdapterSet, Base, Checkpointing, Conditioning, Dropout, FactorValues, Injection, LayerShape, LoraFactors, LossTerm,
-    NoiseSchedule, NumberTypes, SchedulerConfig, Source, TextEncoder, Unet, UnetConfig, ops, with_dropout,
-    without_factors,
+    AdapterSet, Base, Checkpointing, Conditioning, Dropout, EncodedText, FactorValues, Injection, LayerShape,
+    LoraFactors, LossTerm, NoiseSchedule, NumberTypes, PictureSizes, SchedulerConfig, Source, TextEncoder, Unet,
+    UnetConfig, ops, with_dropout, without_factors,
 };
 use std::cell::Cell;
 use std::rc::Rc;
@@ -27,33 +27,50 @@ pub struct Network {
     schedule: NoiseSchedule,
     checkpointing: Checkpointing,
     device: Device,
+    /// Side in pixels that a number of the latents stands for, if the base is told the sizes of pictures.
+    told_px: Option<usize>,
 }
 
 /// Where the text of a micro-batch comes from.
 pub enum Text {
-    /// Token ids (b, 77 n), n chunks of 77, for each encoder, which runs with its factors.
-    Tokens(Vec<Tensor>),
-    /// Encoded before: (b, 77 n, d).
-    Encoded(Tensor),
+    /// Texts that the encoders read, with their factors.
+    Tokens {
+        /// Token ids (b, 77 n), n chunks of 77, for each encoder.
+        input_ids: Vec<Tensor>,
+        /// Which of the b texts are none, so that zeros stand for them; empty if all are there.
+        absent: Vec<bool>,
+    },
+    /// Encoded before, b of them.
+    Encoded(EncodedText),
+}
+
+impl Text {
+    /// Token ids (b, 77 n) for each encoder.
+    pub fn tokens(input_ids: Vec<Tensor>) -> Self {
+        Self::Tokens { input_ids, absent: Vec::new() }
+    }
 }
 
 impl Network {
-    /// Loads the networks with new factors as planned; text encoders only if they are trained.
+    /// Loads the networks with new factors as planned, `text_encoders` in the order of the base: all of them if any learns,
+    /// otherwise none.
     ///
     /// # Errors
     /// A weight file that does not fit, targets or blocks that match nothing, blocks that leave nothing.
     pub fn load(
         base: &Base,
         unet: Option<&ComponentPlan>,
-        text_encoder: Option<&ComponentPlan>,
+        text_encoders: &[Option<ComponentPlan>],
         seed: u64,
         checkpointing: config::Checkpointing,
     ) -> Result<Self, TrainError> {
         let narrowest = Rc::new(Cell::new(None));
         let injection = |prefix: &str, plan: &ComponentPlan| new_factors(prefix, plan, seed, &narrowest);
-        let text = match text_encoder {
-            None => Vec::new(),
-            Some(plan) => base.text_prefixes().iter().map(|prefix| Some(injection(prefix, plan))).collect(),
+        let text = if text_encoders.iter().any(Option::is_some) {
+            let of_encoder = |(i, prefix): (usize, &str)| Some(injection(prefix, text_encoders.get(i)?.as_ref()?));
+            base.text_prefixes().into_iter().enumerate().map(of_encoder).collect()
+        } else {
+            Vec::new()
         };
         let unet = unet.map(|plan| injection(base.unet_prefix(), plan));
         let network = Self::assemble(base, unet, text, checkpointing.into())?;
@@ -83,7 +100,8 @@ impl Network {
         let given = |prefix: &str| Some(Injection::from_adapter(prefix, adapter));
         let text: Vec<_> = base.text_prefixes().into_iter().map(given).collect();
         let network = Self::assemble(base, given(base.unet_prefix()), text, checkpointing)?;
-        let strange = adapter.modules.keys().find(|module| !network.factors.contains(module));
+        let is_strange = |module: &&String| !network.factors.contains(module) && !base.leaves_out(module);
+        let strange = adapter.modules.keys().find(is_strange);
         match strange {
             Some(module) => Err(loralei_model::ModelError::ForeignAdapter { key: module.clone() }.into()),
             None => Ok(network),
@@ -111,6 +129,7 @@ impl Network {
             schedule: NoiseSchedule::new(&SchedulerConfig::default()),
             checkpointing,
             device: device.clone(),
+            told_px: None,
         })
     }
 
@@ -124,7 +143,8 @@ impl Network {
         let mut text_encoders = Vec::new();
         for (i, injection) in text.into_iter().enumerate() {
             text_encoders.push(base.load_text_encoder(i, injection.as_ref())?);
-            factors.extend(injection.map_or(Ok(Vec::new()), |injection| injection.finish("text encoder"))?);
+            let name = Component::text_encoder(i, base.num_text_encoders()).map_or("text encoder", Component::name);
+            factors.extend(injection.map_or(Ok(Vec::new()), |injection| injection.finish(name))?);
         }
         let network = base.load_unet(unet.as_ref())?;
         factors.extend(unet.map_or(Ok(Vec::new()), |injection| injection.finish("U-Net"))?);
@@ -135,6 +155,7 @@ impl Network {
             schedule: base.noise_schedule(),
             checkpointing,
             device: base.device().clone(),
+            told_px: base.pooled_width().map(|_| base.vae_config().downsampling()),
         })
     }
 
@@ -143,7 +164,7 @@ impl Network {
         &self.unet
     }
 
-    /// The text encoders; none if they are not trained.
+    /// The text encoders; none if none of them is trained.
     pub fn text_encoders(&self) -> &[TextEncoder] {
         &self.text_encoders
     }
@@ -169,7 +190,8 @@ impl Network {
     /// If shapes do not fit.
     pub fn run(&self, batch: &MicroBatch, text: &Text, loss_scale: f64) -> Result<Outcome, TrainError> {
         with_dropout(batch.dropout, || {
-            batch.run(&self.unet, &self.conditioning(text)?, &self.schedule, self.checkpointing, loss_scale)
+            let conditioning = self.conditioning(text, batch)?;
+            batch.run(&self.unet, &conditioning, &self.schedule, self.checkpointing, loss_scale)
         })
     }
 
@@ -183,46 +205,69 @@ impl Network {
         let noisy = batch.noisy(&self.schedule)?;
         let base = ops::without_graph(|| {
             without_factors(|| -> Result<Tensor, TrainError> {
-                let conditioning = self.conditioning(text)?;
+                let conditioning = self.conditioning(text, batch)?;
                 Ok(self.unet.forward(&noisy, &batch.times(), &conditioning, Checkpointing::None)?)
             })
         })?;
         let plain = MicroBatch { loss: LossConfig::default(), ..batch.clone() };
         with_dropout(batch.dropout.map(|dropout| Dropout { term: LossTerm::Prior, ..dropout }), || {
             let prediction =
-                self.unet.forward(&noisy, &batch.times(), &self.conditioning(text)?, self.checkpointing)?;
+                self.unet.forward(&noisy, &batch.times(), &self.conditioning(text, batch)?, self.checkpointing)?;
             plain.compare(&prediction, &base, &self.schedule, loss_scale)
         })
     }
 
-    fn conditioning(&self, text: &Text) -> Result<Conditioning, TrainError> {
-        Ok(Conditioning::text(self.context(text)?))
+    fn conditioning(&self, text: &Text, batch: &MicroBatch) -> Result<Conditioning, TrainError> {
+        Ok(Conditioning::new(self.encoded(text)?, batch.time_ids.clone()))
     }
 
-    /// The text as the U-Net takes it: (b, 77, d).
-    pub(crate) fn context(&self, text: &Text) -> Result<Tensor, TrainError> {
+    /// The text as the U-Net takes it.
+    pub(crate) fn encoded(&self, text: &Text) -> Result<EncodedText, TrainError> {
         match text {
-            Text::Encoded(context) => Ok(context.clone()),
-            Text::Tokens(input_ids) => {
-                let encoded = self.text_encoders.iter().zip(input_ids);
-                let encoded = encoded.map(|(encoder, ids)| encode_chunks(encoder, ids, self.checkpointing));
-                Ok(Tensor::cat(&encoded.collect::<candle_core::Result<Vec<_>>>()?, 2)?) // (b, 77 n, d)
+            Text::Encoded(text) => Ok(text.clone()),
+            Text::Tokens { input_ids, absent } => {
+                let text = encode_tokens(&self.text_encoders, input_ids, self.checkpointing)?;
+                Ok(with_zeros_for(&text, absent)?)
             }
         }
     }
+
+    /// What is told of `b` whole pictures of `height` x `width` latents: (b, 6); `None` if the base is told no sizes.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(crate) fn whole_sizes(&self, b: usize, (height, width): (usize, usize)) -> candle_core::Result<Option<Tensor>> {
+        let whole = |px: usize| PictureSizes::tensor(&vec![PictureSizes::whole((width * px, height * px)); b]);
+        self.told_px.map(whole).transpose()
+    }
 }
 
-/// `input_ids`: (b, 77 n) -> (b, 77 n, d). Each chunk is a text of its own to the encoder, as A1111 has it.
-pub(crate) fn encode_chunks(
-    encoder: &TextEncoder,
-    input_ids: &Tensor,
+/// What `encoders` make of token ids, (b, 77 n) for each of them.
+///
+/// # Errors
+/// Ids that are out of range.
+pub(crate) fn encode_tokens(
+    encoders: &[TextEncoder],
+    input_ids: &[Tensor],
     checkpointing: Checkpointing,
-) -> candle_core::Result<Tensor> {
-    let ((b, length), positions) = (input_ids.dims2()?, encoder.num_positions());
-    let chunks = input_ids.reshape((b * length / positions, positions))?; // (b n, 77)
-    let encoded = encoder.forward(&chunks, checkpointing)?; // (b n, 77, d)
-    let width = encoded.dim(2)?;
-    encoded.reshape((b, length, width))
+) -> candle_core::Result<EncodedText> {
+    let encoded = encoders.iter().zip(input_ids).map(|(encoder, ids)| encoder.forward_chunks(ids, checkpointing));
+    EncodedText::side_by_side(&encoded.collect::<candle_core::Result<Vec<_>>>()?)
+}
+
+/// Zeros in place of those texts of `text` that are `absent`; nothing is learned from these.
+///
+/// # Errors
+/// Another number of texts.
+pub(crate) fn with_zeros_for(text: &EncodedText, absent: &[bool]) -> candle_core::Result<EncodedText> {
+    if !absent.contains(&true) {
+        return Ok(text.clone());
+    }
+    let kept: Vec<f32> = absent.iter().map(|absent| if *absent { 0.0 } else { 1.0 }).collect();
+    text.map(|x| {
+        let shape = if x.rank() == 3 { vec![absent.len(), 1, 1] } else { vec![absent.len(), 1] };
+        x.broadcast_mul(&tensor(kept.clone(), shape)?.to_device(x.device())?.to_dtype(x.dtype())?)
+    })
 }
 
 /// A layer that has not as many subspaces as are asked for.

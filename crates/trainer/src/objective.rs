@@ -26,6 +26,9 @@ pub struct MicroBatch {
     pub sample_weight: Option<Vec<f32>>,
     /// What the latents are noised with, where that is not `noise` itself: (b, 4, h, w), f32. The target stays that of `noise`.
     pub input_noise: Option<Tensor>,
+    /// What the network is told about the sizes of the pictures, if it listens: (b, 6), f32, on the processor. See
+    /// [`loralei_model::PictureSizes`].
+    pub time_ids: Option<Tensor>,
     /// How distances are counted.
     pub loss: LossConfig,
     /// What the adapter leaves out, if it does.
@@ -54,6 +57,7 @@ impl MicroBatch {
             loss_mask: None,
             sample_weight: None,
             input_noise: None,
+            time_ids: None,
             loss: LossConfig::default(),
             dropout: None,
         }
@@ -71,6 +75,7 @@ impl MicroBatch {
             loss_mask: self.loss_mask.as_ref().map(|mask| mask.to_device(device)).transpose()?,
             sample_weight: self.sample_weight.clone(),
             input_noise: self.input_noise.as_ref().map(|noise| noise.to_device(device)).transpose()?,
+            time_ids: self.time_ids.clone(),
             ..*self
         })
     }

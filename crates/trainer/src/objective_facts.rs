@@ -55,10 +55,12 @@ impl Plan {
             .map(|(name, rate)| (name.to_owned(), rate.to_string()))
             .collect();
         let ratio = self.optimizer.loraplus_ratio;
-        let subspace = self.unet.as_ref().or(self.text_encoder.as_ref()).and_then(|component| component.subspace);
+        let subspace = self.components().next().and_then(|component| component.subspace);
         args.extend(subspace.map(|number| ("orthogonal".to_owned(), number.to_string())));
         args.extend((ratio != 1.0).then(|| ("loraplus_lr_ratio".to_owned(), ratio.to_string())));
-        for (name, component) in [("unet_blocks", &self.unet), ("text_encoder_blocks", &self.text_encoder)] {
+        let [first, second] = &self.text_encoders;
+        let named = [("unet_blocks", &self.unet), ("text_encoder_blocks", first), ("text_encoder_2_blocks", second)];
+        for (name, component) in named {
             let blocks = component.as_ref().map(blocks_in_words).unwrap_or_default();
             if !blocks.is_empty() {
                 args.insert(name.to_owned(), blocks);

@@ -94,7 +94,7 @@ impl AdapterFile<'_> {
         let batches_per_epoch = self.encoded.batches_per_epoch().max(1);
         let epochs = |steps: u64| (steps * accumulate as u64).div_ceil(batches_per_epoch);
         let (width_px, height_px) = plan.data.largest_px();
-        let lora = plan.unet.as_ref().or(plan.text_encoder.as_ref());
+        let lora = plan.components().next();
         let hashes = self.base.unet_file().and_then(|path| CheckpointHashes::of_file(&path).ok());
         let folder_name = last_name(plan.data.first_folder());
         TrainingFacts {
@@ -125,6 +125,7 @@ impl AdapterFile<'_> {
             tag_frequency: [(folder_name, self.tag_frequency())].into(),
             base: self.base.version(),
             v_prediction: self.predicts_v(),
+            zero_terminal_snr: self.base.noise_schedule().config().rescale_betas_zero_snr,
             sd_model_name: Some(last_name(Path::new(&self.base.name()))),
             sd_model_hash: hashes.as_ref().map(|hashes| hashes.legacy.clone()),
             new_sd_model_hash: hashes.map(|hashes| hashes.sha256),
@@ -132,7 +133,7 @@ impl AdapterFile<'_> {
             network_alpha: lora.map_or(0.0, |lora| lora.alpha),
             learning_rate: plan.learning_rate(),
             unet_lr: plan.unet.as_ref().map(|unet| unet.learning_rate),
-            text_encoder_lr: plan.text_encoder.as_ref().map(|text| text.learning_rate),
+            text_encoder_lr: plan.text_encoders.iter().flatten().map(|text| text.learning_rate).collect(),
             lr_scheduler: match plan.schedule.kind {
                 ScheduleKind::Constant => "constant".into(),
                 ScheduleKind::Cosine => "cosine".into(),
@@ -185,8 +186,8 @@ fn last_name(path: &Path) -> String {
 }
 
 impl Plan {
-    /// The full learning rate that progress shows: the U-Net's, or the text encoder's if it trains alone.
+    /// The full learning rate that progress shows: the U-Net's, or a text encoder's if they train alone.
     pub(crate) fn learning_rate(&self) -> f64 {
-        self.unet.as_ref().or(self.text_encoder.as_ref()).map_or(0.0, |component| component.learning_rate)
+        self.components().next().map_or(0.0, |component| component.learning_rate)
     }
 }

@@ -104,10 +104,11 @@ fn sampler(value: &str) -> Result<SamplerKind, String> {
     let name = value.to_lowercase();
     let kind = match name.as_str() {
         "euler_a" | "k_euler_a" => Some(SamplerKind::EulerAncestral),
+        "k_euler" => Some(SamplerKind::Euler),
         "dpmsolver++" => Some(SamplerKind::DpmPp2m),
         _ => SamplerKind::from_name(&name),
     };
-    kind.ok_or_else(|| format!("`--ss {value}` is not ddim, euler-a (euler_a), dpmpp-2m (dpmsolver++) or unipc"))
+    kind.ok_or_else(|| format!("`--ss {value}` is not ddim, euler-a (euler_a), dpmpp-2m (dpmsolver++), unipc or euler"))
 }
 
 #[cfg(test)]
@@ -143,9 +144,9 @@ mod tests {
             }
         );
         assert_eq!(parse("--d 3 --d 4"), SamplePrompt { seed: Some(4), ..SamplePrompt::default() });
-        let names = ["ddim", "k_euler_a", "euler-a", "DPMSolver++", "dpmpp-2m", "unipc"];
+        let names = ["ddim", "k_euler_a", "euler-a", "DPMSolver++", "dpmpp-2m", "unipc", "euler", "k_euler"];
         let kinds = names.map(|name| parse(&format!("a --ss {name}")).sampler.unwrap().name());
-        assert_eq!(kinds, ["ddim", "euler-a", "euler-a", "dpmpp-2m", "dpmpp-2m", "unipc"]);
+        assert_eq!(kinds, ["ddim", "euler-a", "euler-a", "dpmpp-2m", "dpmpp-2m", "unipc", "euler", "euler"]);
         assert!(parse("a --g 3.5").has_idle_guidance);
     }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use loralei_model::{Base, DrawingSettings, EncodedPrompts, TextEncoder};
+use loralei_model::{Base, DrawingSettings, EncodedPrompts, PictureSizes, TextEncoder};
 use loralei_picture::{AdapterUse, GenerationParameters, Grid, Picture};
 use serde::{Deserialize, Serialize};
 
@@ -165,19 +165,21 @@ impl<'a> Samples<'a> {
         let (native_width_px, native_height_px) = self.plan.data.largest_px();
         let multiple_px = self.base.size_multiple_px();
         let rounded = |px: usize| ((px + multiple_px / 2) / multiple_px).max(1) * multiple_px;
-        let request = |(prompt, number): (&SamplePrompt, u64)| Request {
-            prompt: prompt.prompt.clone(),
-            negative: prompt.negative.clone().unwrap_or_else(|| self.settings.negative.clone()),
-            seed: prompt.seed.unwrap_or_else(|| self.settings.seed.wrapping_add(number)),
-            size_px: (
-                prompt.width_px.map_or(native_width_px, rounded),
-                prompt.height_px.map_or(native_height_px, rounded),
-            ),
-            settings: DrawingSettings {
-                sampler: prompt.sampler.unwrap_or(self.settings.sampler.0),
-                steps: prompt.steps.unwrap_or(self.settings.steps),
-                guidance_scale: prompt.guidance_scale.unwrap_or(self.settings.guidance_scale),
-            },
+        let request = |(prompt, number): (&SamplePrompt, u64)| {
+            let size_px =
+                (prompt.width_px.map_or(native_width_px, rounded), prompt.height_px.map_or(native_height_px, rounded));
+            Request {
+                prompt: prompt.prompt.clone(),
+                negative: prompt.negative.clone().unwrap_or_else(|| self.settings.negative.clone()),
+                seed: prompt.seed.unwrap_or_else(|| self.settings.seed.wrapping_add(number)),
+                size_px,
+                settings: DrawingSettings {
+                    sampler: prompt.sampler.unwrap_or(self.settings.sampler.0),
+                    steps: prompt.steps.unwrap_or(self.settings.steps),
+                    guidance_scale: prompt.guidance_scale.unwrap_or(self.settings.guidance_scale),
+                    sizes: PictureSizes::whole(size_px),
+                },
+            }
         };
         self.prompts().zip(0..).map(request).collect()
     }

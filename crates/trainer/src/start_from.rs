@@ -4,19 +4,23 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use loralei_adapter::{Adapter, AdapterFile, LoraModule};
-use loralei_model::LoraFactors;
+use loralei_model::{Base, LoraFactors};
 
 use crate::error::TrainError;
 use crate::network::Network;
 
 impl Network {
-    /// Gives the factors the values of the adapter at `path`, so that the network predicts what it does with that adapter.
-    /// Returns what is to be said: alphas of the file that are not those of the run, for which B is multiplied.
+    /// Gives the factors the values of the adapter at `path`, so that the network, which is of `base`, predicts what it does with
+    /// that adapter. Returns what is to be said: what of the file does nothing and is left out, and alphas of the file that are
+    /// not those of the run, for which B is multiplied.
     ///
     /// # Errors
     /// A file that cannot be read; [`TrainError::StartDiffers`] if its layers, ranks or shapes are not those of the run.
-    pub fn start_from(&self, path: &Path) -> Result<Option<String>, TrainError> {
-        let adapter = AdapterFile::read(path)?.to_adapter()?;
+    pub fn start_from(&self, base: &Base, path: &Path) -> Result<Vec<String>, TrainError> {
+        let file = AdapterFile::read(path)?;
+        let (mut said, mut adapter) = (file.remarks(), file.to_adapter()?);
+        said.extend(base.note_on_unread(&adapter));
+        adapter.modules.retain(|module, _| !base.leaves_out(module));
         let trained: BTreeMap<&str, &LoraFactors> =
             self.factors().modules().map(|factors| (factors.module(), factors)).collect();
         let only_in_file = adapter.modules.keys().filter(|module| !trained.contains_key(module.as_str()));
@@ -30,7 +34,8 @@ impl Network {
             return Err(TrainError::StartDiffers { path: path.to_path_buf(), differences });
         }
         self.factors().set_values(&adapter)?;
-        Ok(other_alphas(path, &adapter, &trained))
+        said.extend(other_alphas(path, &adapter, &trained));
+        Ok(said)
     }
 }
 

@@ -5,7 +5,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use loralei_model::ops::OpTimes;
-use loralei_model::{DeviceSession, Draw, NumberTypes, Purpose, UnetConfig, UnetCost, ops, peak_device_bytes};
+use loralei_model::{
+    DeviceSession, Draw, EncodedText, NumberTypes, PictureSizes, Purpose, UnetConfig, UnetCost, ops, peak_device_bytes,
+};
 use std::time::Instant;
 
 use crate::config::{Checkpointing, Compute, Dtype, Ops, Targets, WeightDtype};
@@ -134,14 +136,18 @@ impl StepBench {
         let shape = (self.batch, self.unet.in_channels, self.latent, self.latent);
         let latents = normal(shape, 0, Purpose::LatentSample, DType::F32, device)?;
         let context = (self.batch, TOKENS, self.unet.cross_attention_dim.at(0));
-        let text = Text::Encoded(normal(context, 0, Purpose::Check, dtype, device)?);
+        let context = normal(context, 0, Purpose::Check, dtype, device)?;
+        let added = self.unet.added_conditioning();
+        let pooled = added.map(|added| normal((self.batch, added.pooled_width), 1, Purpose::Check, dtype, device));
+        let text = Text::Encoded(EncodedText { context, pooled: pooled.transpose()? });
+        let time_ids = added.map(|_| self.time_ids()).transpose()?;
 
         let all = (self.warmup + self.steps) as u64;
         let (mut step_s, mut loss, mut op_times) = (Vec::with_capacity(self.steps), f64::NAN, OpTimes::new());
         for step in 0..all {
             device.synchronize()?;
             let started = Instant::now();
-            let mut run = || self.step(step, &latents, &text, &network, &mut update);
+            let mut run = || self.step(step, &latents, (&text, time_ids.as_ref()), &network, &mut update);
             let (done, times) = if self.profile { ops::op_times(run) } else { (run(), OpTimes::new()) };
             let done = done?;
             device.synchronize()?;
@@ -164,18 +170,29 @@ impl StepBench {
         })
     }
 
+    /// Sizes of pictures of many kinds, a latent of which is 8 pixels wide.
+    fn time_ids(&self) -> candle_core::Result<Tensor> {
+        let drawn = Draw::new(0, 2, 0, Purpose::Check).integers(512..2049, 2 * self.batch);
+        let sizes = drawn.chunks_exact(2).map(|original| PictureSizes {
+            original_px: (original[0] as usize, original[1] as usize),
+            ..PictureSizes::whole((8 * self.latent, 8 * self.latent))
+        });
+        PictureSizes::tensor(&sizes.collect::<Vec<_>>())
+    }
+
     fn step(
         &self,
         step: u64,
         latents: &Tensor,
-        text: &Text,
+        (text, time_ids): (&Text, Option<&Tensor>),
         network: &Network,
         update: &mut Update,
     ) -> Result<StepUnderWay, TrainError> {
         let last = network.schedule().num_timesteps() as i64;
         let noise = normal(latents.shape(), step, Purpose::Noise, DType::F32, latents.device())?;
         let timesteps = Draw::new(0, step, 0, Purpose::Timesteps).integers(0..last, self.batch);
-        let batch = MicroBatch::new(latents.clone(), noise, timesteps);
+        let mut batch = MicroBatch::new(latents.clone(), noise, timesteps);
+        batch.time_ids = time_ids.cloned();
         let outcome = network.run(&batch, text, update.loss_scale().factor())?;
         let mut gradients = network.factors().take_gradients(&outcome.gradients)?;
         update.loss_scale().remove(&mut gradients)?;
@@ -282,7 +299,9 @@ mod tests {
             let narrow = loss(StepBench { dtype, ..tiny() });
             assert!((narrow / expected - 1.0).abs() < 0.05, "{dtype:?}: {narrow} {expected}");
         }
-        for (weights, tolerance) in [(WeightDtype::Auto, 1e-3), (WeightDtype::F16, 1e-3), (WeightDtype::Bf16, 1e-2)] {
+        for (weights, tolerance) in
+            [(WeightDtype::Auto, 1e-3), (WeightDtype::F16, 1e-3), (WeightDtype::Bf16, 1e-2), (WeightDtype::Int8, 1e-2)]
+        {
             let narrow = loss(StepBench { weights, ..tiny() });
             let d = (narrow / expected - 1.0).abs();
             assert!(d > 0.0 && d < tolerance, "{weights:?}: {narrow} {expected}");

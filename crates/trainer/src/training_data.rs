@@ -64,7 +64,7 @@ impl TrainingData {
         base: &Base,
         events: &mut dyn FnMut(Event),
     ) -> Result<(TrainingImages, Self), TrainError> {
-        plan.check_objective(&base.noise_schedule())?;
+        plan.check_base(base)?;
         let images = read_images(plan, base, events)?;
         let data = encode(plan, base, &images, events)?;
         Ok((images, data))
@@ -138,7 +138,7 @@ impl TrainingData {
         let (seed, term, rates) = (plan.seed, purposes.term, plan.dropout);
         let draw = |purpose| Draw::new(seed, step, micro_batch, purpose);
         let shown = images.shown(index);
-        let Latents { latents, loss_mask, sample_weight } =
+        let Latents { latents, loss_mask, sample_weight, time_ids } =
             self.images.latents(images, &shown, draw(purposes.latent_sample))?;
         let Noise { noise, input_noise } = plan.noise.of(&latents, purposes.noise, term, draw)?;
         let timesteps = draw(purposes.timesteps).integers(plan.noise.timesteps(num_timesteps), shown.len());
@@ -146,6 +146,7 @@ impl TrainingData {
             loss_mask,
             sample_weight: Some(sample_weight),
             input_noise,
+            time_ids,
             loss: plan.loss,
             dropout: (!rates.are_zero()).then_some(Dropout { rates, seed, step, micro_batch, term }),
             ..MicroBatch::new(latents, noise, timesteps)
@@ -207,8 +208,8 @@ fn encode(
     let steps = plan.steps_of(encoded.subject.batches_per_epoch());
     let num_batches = steps.saturating_mul(plan.accumulate as u64);
     let wanted = Wanted::of(&encoded.subject, num_batches, &others);
-    let learns = plan.text_encoder.is_some();
-    let captions = Captions::new(base, &wanted, plan.data.num_chunks, learns, &store, &computed_by, events)?;
+    let (learns, texts) = (plan.learns_text(), (plan.data.num_chunks, plan.empty_captions));
+    let captions = Captions::new(base, &wanted, texts, learns, &store, &computed_by, events)?;
     if captions.encoder_stays() {
         let message = "captions are made anew each time: the text encoder stays in memory".to_owned();
         events(Event::Note { message });

@@ -138,7 +138,7 @@ mod tests {
         let folder = repository.join("tests/golden/sd1/base");
         let base = Base::open(BaseSource::Folder(folder), None, DType::F32, &Device::Cpu).unwrap();
         let (_, data) = TrainingData::prepare(&plan, &base, &mut |_| ()).unwrap();
-        let network = Network::load(&base, plan.unet.as_ref(), None, plan.seed, plan.checkpointing).unwrap();
+        let network = Network::load(&base, plan.unet.as_ref(), &[], plan.seed, plan.checkpointing).unwrap();
         let mut training = TrainingStep::new(&plan, &network, &data).unwrap();
 
         let spoiled = data.images.subject.path(3).to_owned();

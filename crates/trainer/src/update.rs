@@ -175,7 +175,7 @@ impl Update {
         }
         let num_before = self.optimizer.num_steps();
         let full_rate = |key: &str| self.rates.of(key);
-        if self.rates.text_encoder_steps.is_some() {
+        if self.rates.text_encoder_steps.iter().any(Option::is_some) {
             let moving = self.factors.iter().filter(|(key, _)| moves(key));
             let moving = moving.map(|(key, var)| (key.clone(), var.clone())).collect();
             self.optimizer.step(&moving, &gradients, schedule, full_rate)?;
@@ -272,12 +272,12 @@ mod tests {
             blocks: Vec::new(),
         };
         let (unet, text) = (component(&["mid_block.*.attn2.to_k", "mid_block.*.conv1"]), component(&["*.q_proj"]));
-        Network::load(&base, Some(&unet), Some(&text), 3, Checkpointing::None).unwrap()
+        Network::load(&base, Some(&unet), &[Some(text)], 3, Checkpointing::None).unwrap()
     }
 
     fn rates(network: &Network, text_encoder_steps: Option<u64>) -> FactorRates {
         let vars = network.factors().vars();
-        FactorRates { text_encoder_steps, ..FactorRates::uniform(vars.keys(), 0.02) }
+        FactorRates { text_encoder_steps: [text_encoder_steps, None], ..FactorRates::uniform(vars.keys(), 0.02) }
     }
 
     fn update(network: &Network, plan: &OptimizerPlan, text_encoder_steps: Option<u64>, dtype: DType) -> Update {

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use loralei_data::{with_class_word, without_trigger};
-use loralei_model::{Checkpointing, Conditioning, Draw, NoiseSchedule, Purpose, ops, without_factors};
+use loralei_model::{Checkpointing, Conditioning, Draw, EncodedText, NoiseSchedule, Purpose, ops, without_factors};
 
 use crate::drawer::LATENTS_AT_ONCE;
 use crate::encoded::{EncodedData, EncodedImages, Latents};
@@ -48,6 +48,8 @@ struct MeasuredImage {
     latents: Tensor,
     /// (1, 1, h, w), f32.
     mask: Option<Tensor>,
+    /// What is told of its sizes: (1, 6).
+    time_ids: Option<Tensor>,
     caption: String,
     /// The caption without the trigger, if the leak is measured on this image.
     without_trigger: Option<String>,
@@ -161,7 +163,7 @@ impl Validation {
             seed: self.seed,
             batch_size: self.batch_size,
             timesteps: middles(network.schedule(), self.num_timesteps),
-            contexts: Contexts::new(network, data, captions.map(String::as_str))?,
+            texts: Texts::new(network, data, captions.map(String::as_str))?,
         })
     }
 }
@@ -215,9 +217,9 @@ pub(crate) fn validation_captions(plan: &Plan, data: &EncodedData) -> Vec<String
 impl MeasuredImage {
     fn new(data: &EncodedData, chosen: &Chosen<'_>) -> Result<Self, TrainError> {
         let Chosen { images, image, caption, without_trigger } = chosen;
-        let Latents { latents, loss_mask, .. } = data.mean_latents(images, *image)?;
+        let Latents { latents, loss_mask, time_ids, .. } = data.mean_latents(images, *image)?;
         let (caption, without_trigger) = (caption.clone(), without_trigger.clone());
-        Ok(Self { content: images.content(*image), latents, mask: loss_mask, caption, without_trigger })
+        Ok(Self { content: images.content(*image), latents, mask: loss_mask, time_ids, caption, without_trigger })
     }
 
     fn caption(&self) -> &str {
@@ -241,7 +243,7 @@ struct Questioner<'a> {
     seed: u64,
     batch_size: usize,
     timesteps: Vec<i64>,
-    contexts: Contexts,
+    texts: Texts,
 }
 
 impl Questioner<'_> {
@@ -278,7 +280,9 @@ impl Questioner<'_> {
         let timesteps: Vec<i64> = questions.iter().map(|(_, bin)| self.timesteps[*bin]).collect();
         let noisy = self.network.schedule().add_noise(&Tensor::cat(&latents, 0)?, &noise, &timesteps)?;
         let times: Vec<f64> = timesteps.iter().map(|t| *t as f64).collect();
-        let conditioning = Conditioning::text(self.contexts.of(captions)?);
+        let time_ids: Option<Vec<&Tensor>> = questions.iter().map(|(image, _)| image.time_ids.as_ref()).collect();
+        let time_ids = time_ids.map(|all| Tensor::cat(&all, 0)).transpose()?; // (b, 6)
+        let conditioning = Conditioning::new(self.texts.of(captions)?, time_ids);
         let prediction = self.network.unet().forward(&noisy, &times, &conditioning, Checkpointing::None)?;
         prediction.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_from(1)?.to_vec2()
     }
@@ -320,13 +324,13 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Captions as the U-Net takes them.
-struct Contexts {
+struct Texts {
     rows: BTreeMap<String, u32>,
-    /// (n, 77 k, d), by row.
-    context: Tensor,
+    /// n of them, by row.
+    encoded: EncodedText,
 }
 
-impl Contexts {
+impl Texts {
     /// Those of `captions`, of which there must be some.
     fn new<'c>(
         network: &Network,
@@ -336,15 +340,16 @@ impl Contexts {
         let mut rows: BTreeMap<String, u32> = captions.map(|caption| (caption.to_owned(), 0)).collect();
         rows.values_mut().zip(0..).for_each(|(row, number)| *row = number);
         let captions: Vec<&str> = rows.keys().map(String::as_str).collect();
-        let contexts = captions.chunks(CAPTIONS_AT_ONCE).map(|some| network.context(&data.captions.text(some)?));
-        let context = Tensor::cat(&contexts.collect::<Result<Vec<_>, _>>()?, 0)?;
-        Ok(Self { rows, context })
+        let encoded = captions.chunks(CAPTIONS_AT_ONCE).map(|some| network.encoded(&data.captions.text(some)?));
+        let encoded = encoded.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { rows, encoded: EncodedText::cat(&encoded.iter().collect::<Vec<_>>())? })
     }
 
-    /// (b, 77 k, d).
-    fn of(&self, captions: &[&str]) -> candle_core::Result<Tensor> {
+    /// b of them.
+    fn of(&self, captions: &[&str]) -> candle_core::Result<EncodedText> {
         let rows: Vec<u32> = captions.iter().filter_map(|caption| self.rows.get(*caption)).copied().collect();
-        self.context.index_select(&Tensor::from_vec(rows, captions.len(), self.context.device())?, 0)
+        let rows = Tensor::from_vec(rows, captions.len(), self.encoded.context.device())?;
+        self.encoded.map(|x| x.index_select(&rows, 0))
     }
 }
 

@@ -4,9 +4,9 @@
 //! the factors after the last. AdamW with betas 0.9 and 0.999, eps 1e-8, no clipping, a constant learning rate.
 
 use candle_core::{DType, Device, Tensor};
+use loralei_adapter::keys::{kohya_key, parse_kohya_key, with_diffusers_blocks};
 use loralei_adapter::{Adapter, TensorFile, TensorView, write_tensors};
-use loralei_model::{Base, BaseSource};
-use loralei_model::{DeviceChoice, DeviceSession, Prediction};
+use loralei_model::{Base, BaseSource, DeviceChoice, DeviceSession, ScheduleOverride};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,11 +21,12 @@ use crate::optimizer::{AdamWSettings, Optimizer, OptimizerSettings};
 pub struct StepVerification<'a> {
     /// The base.
     pub base: BaseSource,
-    /// What the base predicts, against or instead of what it says.
-    pub prediction: Option<Prediction>,
+    /// Its noising process, against or instead of what it says.
+    pub schedule: ScheduleOverride,
     /// Factors in kohya's keys with alpha.
     pub adapter: &'a Path,
-    /// `latents`, `noise` (steps, b, 4, h, w) f32; `timesteps` (steps, b), `input_ids` (steps, b, 77) i64; optionally
+    /// `latents`, `noise` (steps, b, 4, h, w) f32; `timesteps` (steps, b), `input_ids` (steps, b, 77) i64; for a base with two
+    /// text encoders `input_ids_2`, likewise, and for one that is told sizes `time_ids` (steps, b, 6) f32; optionally
     /// `loss_mask` (steps, b, 1, h, w) and `sample_weight` (steps, b) f32.
     pub batch: &'a Path,
     /// Constant learning rate.
@@ -73,9 +74,10 @@ impl StepVerification<'_> {
         let _session = DeviceSession::start(&device, false);
         self.compute.check(self.ops, device.is_cpu())?;
         let types = self.compute.weights(self.weights).number_types(self.dtype, self.ops, device.is_cpu())?;
-        let base = Base::open(self.base, self.prediction, types, &device)?;
-        let batches = Batches::open(self.batch)?;
-        let adapter = Adapter::read(self.adapter)?;
+        let base = Base::open(self.base, self.schedule, types, &device)?;
+        let batches = Batches::open(self.batch, &base)?;
+        let file = TensorFile::open(self.adapter)?;
+        let adapter = Adapter::from_tensors(&file)?;
         let network = Network::with_adapter(&base, &adapter, self.checkpointing.into())?;
         batches.check(base.text_encoder_positions(), network.schedule().num_timesteps())?;
         let factors = network.factors().vars();
@@ -99,8 +101,20 @@ impl StepVerification<'_> {
             return Err(TrainError::Batch { path: self.batch.to_path_buf(), reason: "it holds no step".into() });
         };
         let factors = factors.into_iter().map(|(key, var)| (key, var.as_detached_tensor())).collect();
-        Ok(Verified { prediction, losses, gradients, factors })
+        let as_in_file = |tensors: Gradients| tensors_as_in_file(tensors, &file);
+        Ok(Verified { prediction, losses, gradients: as_in_file(gradients), factors: as_in_file(factors) })
     }
+}
+
+/// Factors under the keys of the `file` that they are of: inside, the U-Net's blocks are named as in diffusers.
+fn tensors_as_in_file(tensors: Gradients, file: &TensorFile) -> Gradients {
+    let ours = |key: &str| {
+        let (module, leaf) = parse_kohya_key(key)?;
+        Some(kohya_key(&with_diffusers_blocks(module)?, leaf))
+    };
+    let in_file: BTreeMap<String, &str> = file.names().filter_map(|key| Some((ours(key)?, key))).collect();
+    let renamed = |key: String| in_file.get(&key).map(|key| (*key).to_owned()).unwrap_or(key);
+    tensors.into_iter().map(|(key, tensor)| (renamed(key), tensor)).collect()
 }
 
 impl Verified {
@@ -140,13 +154,15 @@ struct Batches<'a> {
     latents: Vec<f32>,
     noise: Vec<f32>,
     timesteps: Vec<i64>,
-    input_ids: Vec<i64>,
+    /// For each text encoder.
+    input_ids: Vec<Vec<i64>>,
+    time_ids: Option<Vec<f32>>,
     loss_mask: Option<Vec<f32>>,
     sample_weight: Option<Vec<f32>>,
 }
 
 impl<'a> Batches<'a> {
-    fn open(path: &'a Path) -> Result<Self, TrainError> {
+    fn open(path: &'a Path, base: &Base) -> Result<Self, TrainError> {
         let file = TensorFile::open(path)?;
         let wrong = |reason: String| TrainError::Batch { path: path.to_path_buf(), reason };
         let shape = |name: &str| {
@@ -163,7 +179,15 @@ impl<'a> Batches<'a> {
         };
         expect("noise", &[steps, b, 4, h, w])?;
         expect("timesteps", &[steps, b])?;
-        expect("input_ids", &[steps, b, tokens])?;
+        let mut input_ids = Vec::new();
+        for (name, is_wanted) in [("input_ids", true), ("input_ids_2", base.num_text_encoders() > 1)] {
+            if is_wanted {
+                expect(name, &[steps, b, tokens])?;
+                input_ids.push(file.read_i64(name)?);
+            } else if file.info(name).is_some() {
+                return Err(wrong(format!("`{name}` is for a second text encoder, and the base has one")));
+            }
+        }
         let optional = |name: &str, expected: &[usize]| -> Result<Option<Vec<f32>>, TrainError> {
             if file.info(name).is_none() {
                 return Ok(None);
@@ -171,6 +195,14 @@ impl<'a> Batches<'a> {
             expect(name, expected)?;
             Ok(Some(file.read_f32(name)?))
         };
+        let time_ids = optional("time_ids", &[steps, b, 6])?;
+        match (&time_ids, base.pooled_width()) {
+            (None, Some(_)) => return Err(wrong("it has no tensor `time_ids`".to_owned())),
+            (Some(_), None) => {
+                return Err(wrong("`time_ids` are sizes of pictures, and the base is told none".to_owned()));
+            }
+            _ => (),
+        }
         Ok(Self {
             path,
             steps,
@@ -181,7 +213,8 @@ impl<'a> Batches<'a> {
             latents: file.read_f32("latents")?,
             noise: file.read_f32("noise")?,
             timesteps: file.read_i64("timesteps")?,
-            input_ids: file.read_i64("input_ids")?,
+            input_ids,
+            time_ids,
             loss_mask: optional("loss_mask", &[steps, b, 1, h, w])?,
             sample_weight: optional("sample_weight", &[steps, b])?,
         })
@@ -202,13 +235,16 @@ impl<'a> Batches<'a> {
         let Self { b, h, w, tokens, .. } = *self;
         let part = |values: &[f32], len: usize| values[step * len..(step + 1) * len].to_vec();
         let maps = |values: &[f32], c: usize| tensor(part(values, b * c * h * w), (b, c, h, w));
-        let ids = self.input_ids[step * b * tokens..(step + 1) * b * tokens].to_vec();
+        let ids = |ids: &Vec<i64>| {
+            Tensor::from_vec(ids[step * b * tokens..(step + 1) * b * tokens].to_vec(), (b, tokens), &Device::Cpu)
+        };
         let timesteps = self.timesteps[step * b..(step + 1) * b].to_vec();
         let batch = MicroBatch {
             loss_mask: self.loss_mask.as_ref().map(|mask| maps(mask, 1)).transpose()?,
             sample_weight: self.sample_weight.as_ref().map(|weights| part(weights, b)),
+            time_ids: self.time_ids.as_ref().map(|ids| tensor(part(ids, b * 6), (b, 6))).transpose()?,
             ..MicroBatch::new(maps(&self.latents, 4)?, maps(&self.noise, 4)?, timesteps)
         };
-        Ok((batch, Text::Tokens(vec![Tensor::from_vec(ids, (b, tokens), &Device::Cpu)?])))
+        Ok((batch, Text::tokens(self.input_ids.iter().map(ids).collect::<candle_core::Result<_>>()?)))
     }
 }

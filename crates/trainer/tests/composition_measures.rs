@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device};
 use loralei_adapter::Adapter;
-use loralei_model::{Base, BaseSource, DrawingSettings, SamplerKind};
+use loralei_model::{Base, BaseSource, DrawingSettings, PictureSizes, SamplerKind};
 use loralei_trainer::{
     BurnMeasures, CompositionCandidate, CompositionMeasures, CompositionMember, CompositionSettings, default_prompt,
     measure_composition,
@@ -37,7 +37,12 @@ fn measure(members: [(&Adapter, f32); 2], candidates: &[(&str, &Adapter)]) -> Co
     let settings = CompositionSettings {
         together: None,
         negative: String::new(),
-        drawing: DrawingSettings { sampler: SamplerKind::Ddim, steps: 4, guidance_scale: 3.0 },
+        drawing: DrawingSettings {
+            sampler: SamplerKind::Ddim,
+            steps: 4,
+            guidance_scale: 3.0,
+            sizes: PictureSizes::whole((64, 64)),
+        },
         size_px: (64, 96),
         seeds: vec![5, 6],
         num_points: 3,

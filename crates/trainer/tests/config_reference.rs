@@ -68,7 +68,7 @@ fn type_text(kind: &str, choices: &BTreeMap<String, Vec<String>>) -> String {
         "usize" | "u64" | "u32" => "whole number".to_owned(),
         "f64" => "number".to_owned(),
         "PathBuf" | "CacheChoice" => "path".to_owned(),
-        "Targets" | "PriorCaptions" => "text or list".to_owned(),
+        "Targets" | "PriorCaptions" | "PresetNames" => "text or list".to_owned(),
         "Vec<String>" => "list of texts".to_owned(),
         _ if kind.starts_with("Vec<") => "list of tables".to_owned(),
         _ => choices.get(kind).map_or("text".to_owned(), |names| format!("`{}`", names.join("`, `"))),

@@ -8,6 +8,8 @@ use loralei_trainer::{BaseSource, Checkpointing, Compute, Dtype, Ops, StepVerifi
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+const CASES: [&str; 4] = ["sd1", "sd2", "sdxl", "sdxl-v"];
+
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
@@ -27,7 +29,7 @@ fn verify_base(
     let folder = case(name);
     let (adapter, batch) = (folder.join("adapter.safetensors"), folder.join("batch.safetensors"));
     let verification = StepVerification {
-        prediction: None,
+        schedule: None.into(),
         base: BaseSource::Folder(base.to_owned()),
         adapter: &adapter,
         batch: &batch,
@@ -56,7 +58,7 @@ fn numbers(tensor: &candle_core::Tensor) -> Vec<f32> {
 
 #[test]
 fn steps_match_diffusers_and_peft_with_and_without_recompute() {
-    for name in ["sd1", "sd2"] {
+    for name in CASES {
         let expected = TensorFile::open(&case(name).join("expected.safetensors")).unwrap();
         let adapter = Adapter::read(&case(name).join("adapter.safetensors")).unwrap();
         let ways = [Ops::Auto, Ops::Generic].map(|ops| [(Checkpointing::None, ops), (Checkpointing::Block, ops)]);
@@ -85,14 +87,40 @@ fn steps_match_diffusers_and_peft_with_and_without_recompute() {
 
 #[test]
 fn recompute_changes_only_the_order_of_additions() {
-    let (none, block) = (
-        verify("sd1", Dtype::F32, Checkpointing::None, Ops::Auto),
-        verify("sd1", Dtype::F32, Checkpointing::Block, Ops::Auto),
-    );
-    assert_eq!(numbers(&none.prediction), numbers(&block.prediction), "the forward pass is the same to the bit");
-    for (key, gradient) in &none.gradients {
-        let d = distance(&numbers(&block.gradients[key]), &numbers(gradient));
-        assert!(d < 1e-5, "{key}: {d}");
+    for name in ["sd1", "sdxl", "sdxl-v"] {
+        let (none, block) = (
+            verify(name, Dtype::F32, Checkpointing::None, Ops::Auto),
+            verify(name, Dtype::F32, Checkpointing::Block, Ops::Auto),
+        );
+        assert_eq!(
+            numbers(&none.prediction),
+            numbers(&block.prediction),
+            "{name}: the forward pass is the same to the bit"
+        );
+        for (key, gradient) in &none.gradients {
+            let d = distance(&numbers(&block.gradients[key]), &numbers(gradient));
+            assert!(d < 1e-4, "{name} {key}: {d}");
+        }
+    }
+}
+
+#[test]
+fn the_pooled_text_teaches_the_second_encoders_last_layer_and_nothing_the_firsts() {
+    for name in ["sdxl", "sdxl-v"] {
+        for checkpointing in [Checkpointing::None, Checkpointing::Block] {
+            let ours = verify(name, Dtype::F32, checkpointing, Ops::Auto);
+            let of_layer = |prefix: &str| {
+                let of_layer = ours.gradients.iter().filter(|(key, _)| key.starts_with(prefix));
+                of_layer.map(|(key, gradient)| (key, numbers(gradient))).collect::<Vec<_>>()
+            };
+            let last = of_layer("lora_te2_text_model_encoder_layers_2_");
+            assert_eq!(last.len(), 2 * 6, "{name}");
+            for (key, gradient) in last {
+                assert!(gradient.iter().any(|x| x.abs() > 1e-7), "{name} {checkpointing:?}: {key}");
+            }
+            assert_eq!(of_layer("lora_te1_text_model_encoder_layers_1_").len(), 2 * 6, "{name}");
+            assert!(of_layer("lora_te1_text_model_encoder_layers_2_").is_empty(), "{name}");
+        }
     }
 }
 
@@ -157,10 +185,15 @@ fn narrowed_weights_stay_near_with_both_implementations() {
         (WeightDtype::F16, Ops::Generic, 2e-3),
         (WeightDtype::Bf16, Ops::Auto, 2e-2),
         (WeightDtype::Bf16, Ops::Generic, 2e-2),
+        (WeightDtype::Int8, Ops::Auto, 2e-2),
+        (WeightDtype::Int8, Ops::Generic, 2e-2),
     ] {
         let narrow = with(weights, ops);
         let d = distance(&numbers(&narrow.prediction), &numbers(&exact.prediction));
         // Sums in another order alone make less than 1e-6.
         assert!(d > 1e-5 && d < tolerance, "{weights:?} {ops:?}: {d}");
+        for (narrow, exact) in narrow.losses.iter().zip(&exact.losses) {
+            assert!((narrow / exact - 1.0).abs() < 0.01, "{weights:?} {ops:?}: loss {narrow}, exactly {exact}");
+        }
     }
 }

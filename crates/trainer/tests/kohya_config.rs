@@ -4,7 +4,7 @@
 use loralei_model::Base;
 use loralei_trainer::{
     BaseSource, Checkpointing, HuberSchedule, KohyaConfigError, KohyaImport, LossKind, Network, OptimizerKind, Plan,
-    PriorKind, ScheduleKind, Targets, TrainConfig, Weighting,
+    PredictionKind, PriorKind, ScheduleKind, Targets, TrainConfig, Weighting,
 };
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -205,6 +205,32 @@ fn which_component_is_trained_is_as_there() {
 }
 
 #[test]
+fn settings_of_sdxl_train_both_text_encoders_at_the_rate_that_kohya_takes() {
+    let base = "pretrained_model_name_or_path = \"models/ponyDiffusionV6XL.safetensors\"\n";
+    let lora = |text: &str| options(&format!("{base}{text}")).lora;
+    let both = lora("text_encoder_lr = [3e-5, 1e-5]\nunet_lr = 1e-4");
+    assert_eq!((&both.text_encoder.targets, &both.text_encoder_2.targets), (&Targets::Full, &Targets::Full));
+    let rates = (both.text_encoder.learning_rate, both.text_encoder_2.learning_rate, both.unet.learning_rate);
+    assert_eq!(rates, (Some(3e-5), Some(3e-5), Some(1e-4)));
+    let none = lora("network_train_unet_only = true");
+    assert_eq!((none.text_encoder.targets, none.text_encoder_2.targets), (Targets::None, Targets::None));
+    assert_eq!(options("").lora.text_encoder_2.targets, Targets::None, "a base that is not known to have two");
+
+    let imported = import(&format!(
+        "train_data_dir = \"p\"\nlearning_rate = 1e-4\nresolution = \"1024,1024\"\nenable_bucket = true\n\
+         {base}v_parameterization = true\nzero_terminal_snr = true\nsdxl = true\nno_half_vae = true\n\
+         cache_text_encoder_outputs = true\ntext_encoder_lr = [3e-5, 1e-5]\n"
+    ));
+    let model = config(&imported).model;
+    assert_eq!((model.prediction, model.zero_terminal_snr), (Some(PredictionKind::V), Some(true)));
+    for said in ["takes the first for all text encoders", "set `data.bucket_max_px` to 2048"] {
+        assert!(imported.warnings.iter().any(|warning| warning.contains(said)), "{said}: {:?}", imported.warnings);
+    }
+    assert!(left(&imported, "no_half_vae").contains("f32") && left(&imported, "sdxl").contains("read from its files"));
+    assert!(left(&imported, "cache_text_encoder_outputs").contains("data.cache"));
+}
+
+#[test]
 fn optimizers_have_the_constants_that_they_have_there() {
     let prodigy = options(
         "optimizer_type = \"prodigy\"\noptimizer_args = [\"d_coef=0.8\", \"use_bias_correction=True\", \"decouple=True\", \
@@ -342,7 +368,7 @@ fn a_rank_of_convolutions_gives_factors_to_kohyas_layers_and_no_other() {
     };
     let found = |text: &str| -> BTreeSet<String> {
         let plan = Plan::new(&options(&format!("network_train_unet_only = true\n{text}"))).unwrap();
-        let network = Network::load(&base, plan.unet.as_ref(), None, 0, Checkpointing::None).unwrap();
+        let network = Network::load(&base, plan.unet.as_ref(), &[], 0, Checkpointing::None).unwrap();
         network.factors().to_adapter().unwrap().modules.into_keys().collect()
     };
     let all = ["attentions", "resnets", "downsamplers", "upsamplers"];

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use loralei_adapter::Adapter;
-use loralei_model::{Base, BaseSource, Checkpointing};
+use loralei_model::{Base, BaseSource, Checkpointing, EncodedText};
 use loralei_trainer::{Draw, LeakProbes, LeakPrompt, LeakScore, MicroBatch, Network, Purpose, Text};
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ fn network(base: &Base, adapter: &Adapter) -> Network {
 
 fn text(base: &Base, prompt: &str) -> Text {
     let ids = base.tokenizer(0).unwrap().encode(prompt).unwrap().input_ids;
-    Text::Tokens(vec![Tensor::from_vec(ids, (1, 77), &Device::Cpu).unwrap()])
+    Text::tokens(vec![Tensor::from_vec(ids, (1, 77), &Device::Cpu).unwrap()])
 }
 
 const PROMPTS: [(&str, bool); 4] = [("a dog", false), ("sks dog", true), ("", false), ("sks", true)];
@@ -133,6 +133,7 @@ fn only_text_factors_leave_the_prompt_that_is_given_encoded_as_it_is() {
     let probes = probes(&base, 2, 1);
     let encoded = Draw::new(4, 0, 0, Purpose::Noise).standard_normal(77 * base.text_widths()[0]);
     let encoded = Tensor::from_vec(encoded, (1, 77, base.text_widths()[0]), &Device::Cpu).unwrap();
+    let encoded = EncodedText { context: encoded, pooled: None };
     let prompt = |text| LeakPrompt { prompt: "sks".into(), has_trigger: true, text };
     let score = measure(&network, &probes, &[prompt(Text::Encoded(encoded)), prompt(text(&base, "sks"))]);
     assert!(score.per_prompt[0].change == 0.0, "its text does not pass the factors: {score:?}");

@@ -31,7 +31,7 @@ fn plan(settings: &[&str]) -> Plan {
 fn load(settings: &[&str], checkpointing: Checkpointing) -> Result<Network, TrainError> {
     let base = Base::open(source(), None, DType::F32, &Device::Cpu).unwrap();
     let plan = plan(settings);
-    Network::load(&base, plan.unet.as_ref(), plan.text_encoder.as_ref(), plan.seed, checkpointing)
+    Network::load(&base, plan.unet.as_ref(), &plan.text_encoders, plan.seed, checkpointing)
 }
 
 /// A run of some steps on the octopus, with `settings`.
@@ -121,7 +121,7 @@ fn gradients(network: &Network) -> Gradients {
     let base = Base::open(source(), None, DType::F32, &Device::Cpu).unwrap();
     let tokenizer = base.tokenizer(0).unwrap();
     let ids: Vec<i64> = ["a dog", "sks"].iter().flat_map(|c| tokenizer.encode(c).unwrap().input_ids).collect();
-    let text = Text::Tokens(vec![Tensor::from_vec(ids, (2, 77), &Device::Cpu).unwrap()]);
+    let text = Text::tokens(vec![Tensor::from_vec(ids, (2, 77), &Device::Cpu).unwrap()]);
     let batch = MicroBatch { dropout: None, ..MicroBatch::new(normal(0), normal(1), vec![120, 840]) };
     network.factors().take_gradients(&network.run(&batch, &text, 1.0).unwrap().gradients).unwrap()
 }

@@ -36,7 +36,7 @@ fn overfitting_two_images_more_than_halves_the_loss() {
     let (_, data) = TrainingData::prepare(&run, &base, &mut |_| ()).unwrap();
     let (targets, blocks) = (Targets::Full, Vec::new());
     let plan = ComponentPlan { targets, rank: 16, alpha: 16.0, subspace: None, learning_rate: 1e-2, blocks };
-    let network = Network::load(&base, Some(&plan), Some(&plan), 3, Checkpointing::None).unwrap();
+    let network = Network::load(&base, Some(&plan), &[Some(plan.clone())], 3, Checkpointing::None).unwrap();
 
     let (batch, text) = data.subject(&run, 0, 0, 1000).unwrap();
     let batch = MicroBatch { timesteps: vec![700, 300], ..batch };

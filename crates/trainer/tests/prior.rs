@@ -27,7 +27,7 @@ fn batch(seed: u64) -> MicroBatch {
 fn text(base: &Base, captions: [&str; 2]) -> Text {
     let tokenizer = base.tokenizer(0).unwrap();
     let ids: Vec<i64> = captions.iter().flat_map(|c| tokenizer.encode(c).unwrap().input_ids).collect();
-    Text::Tokens(vec![Tensor::from_vec(ids, (2, 77), &Device::Cpu).unwrap()])
+    Text::tokens(vec![Tensor::from_vec(ids, (2, 77), &Device::Cpu).unwrap()])
 }
 
 /// The adapter with B = 0: it changes nothing.

@@ -85,8 +85,8 @@ fn numbers(x: &Tensor) -> Vec<f32> {
 
 fn batch(data: &TrainingData, plan: &Plan, step: u64) -> (MicroBatch, Tensor) {
     let (batch, text) = data.subject(plan, step, 0, NUM_TIMESTEPS).unwrap();
-    let Text::Encoded(context) = text else { panic!("tokens") };
-    (batch, context)
+    let Text::Encoded(text) = text else { panic!("tokens") };
+    (batch, text.context)
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn an_encoder_that_stays_gives_what_one_that_is_dropped_gives() {
     else {
         panic!("tokens")
     };
-    assert_eq!(numbers(&kept), numbers(&context));
+    assert_eq!(numbers(&kept.context), numbers(&context));
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn the_loss_is_that_of_training_at_the_posteriors_mean_with_the_documented_noise
         let name = picture.sample.path.file_stem().unwrap().to_string_lossy().into_owned();
         let caption = format!("sks, a dog on tile {name}, red, blue");
         let ids = base().tokenizer(0).unwrap().encode(&caption).unwrap().input_ids;
-        let text = Text::Tokens(vec![Tensor::from_vec(ids, (1, 77), &Device::Cpu).unwrap()]);
+        let text = Text::tokens(vec![Tensor::from_vec(ids, (1, 77), &Device::Cpu).unwrap()]);
         let content = u64::from_le_bytes(picture.surveyed.content.0[..8].try_into().unwrap());
         for (bin, timestep) in [166, 500, 833].into_iter().enumerate() {
             let noise = Draw::new(7, content, bin as u64, Purpose::Validation).standard_normal(latents.elem_count());
@@ -177,6 +177,7 @@ fn the_loss_is_that_of_training_at_the_posteriors_mean_with_the_documented_noise
                 loss_mask,
                 sample_weight: None,
                 input_noise: None,
+                time_ids: None,
                 loss: LossConfig::default(),
                 dropout: None,
             };
@@ -196,9 +197,10 @@ fn the_leak_of_factors_that_changed_nothing_is_zero_with_a_frozen_and_a_trained_
     for sets in [&["data.class=dog"][..], &[TEXT]] {
         let plan = place.plan(sets);
         let (_, data) = prepare(&plan);
-        let network = match &plan.text_encoder {
-            Some(_) => network(&base(), &zeroed()),
-            None => Network::load(&base(), plan.unet.as_ref(), None, 7, plan.checkpointing).unwrap(),
+        let network = if plan.learns_text() {
+            network(&base(), &zeroed())
+        } else {
+            Network::load(&base(), plan.unet.as_ref(), &[], 7, plan.checkpointing).unwrap()
         };
         let leak =
             Validation::prepare(&plan, &data).unwrap().unwrap().measure(&network, &data, 0).unwrap().leak.unwrap();
@@ -308,7 +310,7 @@ fn drawing_and_measuring_leave_the_next_step_as_it_was_to_the_bit() {
         let (_, data) = prepare(&plan);
         let base = base();
         let new = || {
-            let (unet, text) = (plan.unet.as_ref(), plan.text_encoder.as_ref());
+            let (unet, text) = (plan.unet.as_ref(), &plan.text_encoders);
             Network::load(&base, unet, text, 7, plan.checkpointing).unwrap()
         };
         let mut samples = Samples::prepare(&plan, &base, &mut |_| ()).unwrap().unwrap();
@@ -397,7 +399,7 @@ fn a_file_of_prompts_is_read_again_and_one_that_is_gone_leaves_the_last() {
     fs::write(&file, "# two\nsks --s 1\n\na cat --s 1\n").unwrap();
     let path = format!("samples.prompts_file={}", file.display());
     let plan = place.plan(&[&path, "data.size_px=32"]);
-    let (base, network) = (base(), Network::load(&base(), plan.unet.as_ref(), None, 7, plan.checkpointing).unwrap());
+    let (base, network) = (base(), Network::load(&base(), plan.unet.as_ref(), &[], 7, plan.checkpointing).unwrap());
     let mut samples = Samples::prepare(&plan, &base, &mut |_| ()).unwrap().unwrap();
     let mut warnings = Vec::new();
     let mut draw = |step| {

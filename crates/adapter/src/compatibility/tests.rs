@@ -39,6 +39,7 @@ fn kohya(modules: &[Module]) -> AdapterFile {
         metadata: BTreeMap::new(),
         keys,
         dtypes: [crate::Dtype::F16].into(),
+        block_names: None,
     }
 }
 

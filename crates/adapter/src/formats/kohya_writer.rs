@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::adapter_file::BlockNames;
 use crate::base_family::BaseFamily;
 use crate::conversion::{ConversionNote, Outgoing};
 use crate::error::AdapterError;
@@ -14,7 +15,11 @@ use crate::{Array, TensorView};
 
 pub(crate) fn write(outgoing: &mut Outgoing, path: &Path) -> Result<(), AdapterError> {
     add_visibility(outgoing);
-    let names = names(outgoing);
+    let names = match outgoing.block_names {
+        None => names_in_file(outgoing.changes.keys(), outgoing.family),
+        Some(BlockNames::Original) => original_names(outgoing.changes.keys())?,
+        Some(BlockNames::Diffusers) => BTreeMap::new(),
+    };
     let mut arrays: BTreeMap<String, Array> = BTreeMap::new();
     for (module, change) in &outgoing.changes {
         let name = names.get(module).unwrap_or(module);
@@ -29,15 +34,30 @@ pub(crate) fn write(outgoing: &mut Outgoing, path: &Path) -> Result<(), AdapterE
     write_tensors(path, &tensors, &metadata)
 }
 
-/// The names in the file where they differ: SDXL's U-Net has the original blocks, all of it or nothing.
-fn names(outgoing: &Outgoing) -> BTreeMap<String, String> {
-    if outgoing.family != BaseFamily::Sdxl {
-        return BTreeMap::new();
+/// The names in the file where they differ. SDXL's U-Net has the original blocks: all of it or, where one has no such name,
+/// nothing.
+pub(crate) fn names_in_file<'a>(
+    modules: impl Iterator<Item = &'a String>,
+    family: BaseFamily,
+) -> BTreeMap<String, String> {
+    match family {
+        BaseFamily::Sdxl => original_names(modules).unwrap_or_default(),
+        _ => BTreeMap::new(),
     }
-    let unet = outgoing.changes.keys().filter(|module| Component::of_module(module) == Some(Component::Unet));
-    let renamed: Option<BTreeMap<String, String>> =
-        unet.map(|module| Some((module.clone(), with_original_blocks(module)?))).collect();
-    renamed.unwrap_or_default()
+}
+
+/// The original names of the U-Net's modules.
+fn original_names<'a>(modules: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, String>, AdapterError> {
+    let unet = modules.filter(|module| Component::of_module(module) == Some(Component::Unet));
+    let renamed = unet.map(|module| {
+        let original = with_original_blocks(module).ok_or_else(|| AdapterError::CannotCarry {
+            module: module.clone(),
+            format: "kohya",
+            reason: "its block has no original name".to_owned(),
+        })?;
+        Ok((module.clone(), original))
+    });
+    renamed.collect()
 }
 
 /// The entries by which programs decide for which base they list an adapter, where there are none. Those of SD 2.x would

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
-use loralei_adapter::Format;
 use loralei_adapter::compose::Method;
-use loralei_model::{Prediction, Targets};
+use loralei_adapter::{BlockNames, Format};
+use loralei_model::Targets;
 use loralei_trainer::Dtype;
 
-use super::{dtypes, predictions};
+use super::{ScheduleArguments, dtypes};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdapterCommand {
@@ -65,6 +65,9 @@ pub(crate) struct ConvertArguments {
     /// Format of the result
     #[arg(long, value_parser = formats())]
     pub(crate) to: Format,
+    /// Names of the U-Net's blocks in kohya's keys [default: original for SDXL, diffusers for all others, as programs look for]
+    #[arg(long, value_parser = block_names())]
+    pub(crate) names: Option<BlockNames>,
     /// Number type of the result [default: that of the adapter]
     #[arg(long, value_parser = dtypes())]
     pub(crate) dtype: Option<Dtype>,
@@ -130,9 +133,8 @@ pub(crate) struct ExtractArguments {
     /// Numbers of the factors above this quantile of their sizes are cut off, as kohya does at 0.99; 1 cuts nothing
     #[arg(long, value_name = "QUANTILE", default_value_t = 1.0)]
     pub(crate) clamp: f64,
-    /// What the base predicts, where it does not say
-    #[arg(long, value_parser = predictions())]
-    pub(crate) prediction: Option<Prediction>,
+    #[command(flatten)]
+    pub(crate) schedule: ScheduleArguments,
     /// The result, with kohya's keys
     #[arg(long, value_name = "OUT")]
     pub(crate) output: PathBuf,
@@ -206,9 +208,8 @@ pub(crate) struct ComposeArguments {
     /// Base for the measures of the report and for fusion: `emoji`, a diffusers folder, a checkpoint file or a hub id
     #[arg(long, value_name = "BASE")]
     pub(crate) base: Option<String>,
-    /// What the base predicts, where it does not say
-    #[arg(long, value_parser = predictions(), requires = "base")]
-    pub(crate) prediction: Option<Prediction>,
+    #[command(flatten)]
+    pub(crate) schedule: ScheduleArguments,
     /// A prompt for each adapter, in their order, with its trigger [default: the trigger words of the metadata]
     #[arg(long = "prompt", value_name = "TEXT", requires = "base")]
     pub(crate) prompts: Vec<String>,
@@ -247,6 +248,12 @@ const FORMATS: [(&str, Format); 4] = [
 
 fn formats() -> impl TypedValueParser<Value = Format> {
     one_of(&FORMATS)
+}
+
+const BLOCK_NAMES: [(&str, BlockNames); 2] = [("original", BlockNames::Original), ("diffusers", BlockNames::Diffusers)];
+
+fn block_names() -> impl TypedValueParser<Value = BlockNames> {
+    one_of(&BLOCK_NAMES)
 }
 
 fn methods() -> impl TypedValueParser<Value = Method> {

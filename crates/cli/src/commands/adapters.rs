@@ -1,11 +1,14 @@
-//! `--adapter FILE[=SCALE]`: the adapters of a command, and their sum.
+//! Adapters of a command, what is said of them, and their sum where they are given as `--adapter FILE[=SCALE]`.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use loralei_adapter::{Adapter, AdapterFile};
+use loralei_model::Base;
 use loralei_picture::AdapterUse;
-use loralei_trainer::TrainError;
+use loralei_trainer::{Event, TrainError};
+
+use crate::report::Reporter;
 
 /// The adapters of the command line.
 pub(crate) struct Adapters {
@@ -16,11 +19,11 @@ pub(crate) struct Adapters {
 }
 
 impl Adapters {
-    pub(crate) fn read(arguments: &[String]) -> anyhow::Result<Self> {
+    pub(crate) fn read(arguments: &[String], reporter: &mut Reporter) -> anyhow::Result<Self> {
         let files: Vec<(PathBuf, f32)> = arguments.iter().map(|argument| split(argument)).collect();
         let mut adapters = Vec::with_capacity(files.len());
         for (path, scale) in &files {
-            let adapter = AdapterFile::read(path).and_then(|file| file.to_adapter()).map_err(TrainError::from)?;
+            let adapter = read(path, reporter)?.to_adapter().map_err(TrainError::from)?;
             adapters.push((adapter, *scale));
         }
         let hashes = adapters.iter().map(|(adapter, _)| adapter.metadata.get("sshs_model_hash").cloned()).collect();
@@ -40,6 +43,22 @@ impl Adapters {
             hash: hash.clone(),
         });
         named.collect()
+    }
+}
+
+/// Reads an adapter, and says what of it is left out.
+pub(crate) fn read(path: &Path, reporter: &mut Reporter) -> anyhow::Result<AdapterFile> {
+    let file = AdapterFile::read(path).map_err(TrainError::from)?;
+    for remark in file.remarks() {
+        reporter.show(&Event::Warning { message: format!("`{}`: {remark}", path.display()) });
+    }
+    Ok(file)
+}
+
+/// Says which modules of an adapter do nothing over a base.
+pub(crate) fn note_unread(base: &Base, adapter: &Adapter, reporter: &mut Reporter) {
+    if let Some(message) = base.note_on_unread(adapter) {
+        reporter.show(&Event::Note { message });
     }
 }
 

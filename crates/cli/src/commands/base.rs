@@ -1,14 +1,59 @@
-//! What `--base` means: the bundled model, a folder, a checkpoint file, or a model on the hub.
+//! What `--base` means: the bundled model, a folder, a checkpoint file, or a model on the hub; and what is said of a base
+//! when it is opened.
 
 use std::path::Path;
 
+use candle_core::{DType, Device};
 #[cfg(not(feature = "hub"))]
 use loralei_model::ModelError;
+use loralei_model::{Base, NumberTypes, Prediction, ScheduleOverride};
 #[cfg(not(feature = "hub"))]
 use loralei_trainer::TrainError;
-use loralei_trainer::{BaseChoice, BaseSource};
+use loralei_trainer::{BaseChoice, BaseSource, Event};
 
 use crate::report::Reporter;
+
+/// Opens the base of this name, and says what its user should know: warnings, and what it predicts where that is not noise, or
+/// not what its files say.
+pub(crate) fn open(
+    name: &str,
+    schedule: impl Into<ScheduleOverride>,
+    types: impl Into<NumberTypes>,
+    device: &Device,
+    reporter: &mut Reporter,
+) -> anyhow::Result<Base> {
+    let schedule = schedule.into();
+    let source = source(&BaseChoice::from(name), reporter)?;
+    let base = Base::open(source, schedule, types, device).map_err(model)?;
+    warn(&base, reporter);
+    if let Some(message) = noising(&base, schedule) {
+        reporter.show(&Event::Note { message });
+    }
+    Ok(base)
+}
+
+/// The same for its weights alone: what it predicts does not matter, and is not asked where it does not say.
+pub(crate) fn open_for_weights(name: &str, reporter: &mut Reporter) -> anyhow::Result<Base> {
+    let schedule = ScheduleOverride { prediction: Some(Prediction::Epsilon), zero_terminal_snr: Some(false) };
+    let source = source(&BaseChoice::from(name), reporter)?;
+    let base = Base::open(source, schedule, DType::F32, &Device::Cpu).map_err(model)?;
+    warn(&base, reporter);
+    Ok(base)
+}
+
+pub(crate) fn warn(base: &Base, reporter: &mut Reporter) {
+    for message in base.warnings() {
+        reporter.show(&Event::Warning { message: message.clone() });
+    }
+}
+
+/// What the base predicts, if that is worth a line.
+fn noising(base: &Base, told: ScheduleOverride) -> Option<String> {
+    let schedule = base.noise_schedule();
+    let predicts_noise = schedule.prediction() == Prediction::Epsilon && !schedule.config().rescale_betas_zero_snr;
+    let is_usual = predicts_noise && told == ScheduleOverride::default();
+    (!is_usual).then(|| format!("the base predicts {}", base.predicts()))
+}
 
 /// Where the files of a base are. A model on the hub is downloaded first, if it is not there yet.
 pub(crate) fn source(choice: &BaseChoice, reporter: &mut Reporter) -> anyhow::Result<BaseSource> {
@@ -51,7 +96,6 @@ fn first_part_exists(name: &str) -> bool {
 #[cfg(feature = "hub")]
 fn download(name: &str, reporter: &mut Reporter) -> anyhow::Result<BaseSource> {
     use loralei_hub::{BaseOptions, Hub, HubEvent, HubId, HubSettings};
-    use loralei_trainer::Event;
 
     let id: HubId = name.parse()?;
     let hub = Hub::new(HubSettings::from_env()?)?;

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::io::{Write, stdout};
 
 use candle_core::{DType, Device};
+use loralei_model::WeightType;
 use loralei_model::ops::Pass;
-use loralei_model::{UnetConfig, WeightType};
 use loralei_trainer::{
-    Checkpointing, Compute, Dtype, Event, Ops, StepBench, StepTimes, Targets, TrainError, matmul_flops_per_s,
+    BenchKind, Checkpointing, Compute, Dtype, Event, Ops, StepBench, StepTimes, Targets, TrainError, matmul_flops_per_s,
 };
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ use crate::usage::UsageError;
 /// What is printed.
 #[derive(Debug, Serialize)]
 struct Figures {
-    kind: &'static str,
+    kind: BenchKind,
     latent: usize,
     batch: usize,
     steps: usize,
@@ -44,6 +44,8 @@ struct Figures {
     processor: Option<String>,
     /// Vector instructions that the processor has.
     simd: Vec<&'static str>,
+    /// Of the last step.
+    loss: f64,
     trainable: usize,
     step_s_min: f64,
     step_s_median: f64,
@@ -101,13 +103,14 @@ pub(crate) fn step(arguments: &BenchStepArguments, reporter: &mut Reporter) -> a
     let times = bench.run(&device, |done, _| reporter.show(&Event::PhaseProgress { done }))?;
     let peak_flops_per_s = bench.in_these_ops(|| matmul_flops_per_s(bench.dtype, &device))?;
     reporter.finish();
-    let figures = Figures::new(&bench, (arguments.device.to_string(), weights), &times, peak_flops_per_s);
+    let figures =
+        Figures::new(arguments.kind, &bench, (arguments.device.to_string(), weights), &times, peak_flops_per_s);
     writeln!(stdout(), "{}", serde_json::to_string(&figures)?)?;
     Ok(())
 }
 
 fn bench(arguments: &BenchStepArguments) -> anyhow::Result<StepBench> {
-    let unet = UnetConfig::parse(r#"{"cross_attention_dim": 768}"#, "SD 1.5")?;
+    let unet = arguments.kind.unet()?;
     let (latent, multiple) = (usize::from(arguments.latent), unet.total_downsampling());
     if !latent.is_multiple_of(multiple) {
         let message = format!("--latent {latent}: the network halves its maps until they are {multiple} times smaller");
@@ -136,11 +139,13 @@ fn kept_weights(bench: &StepBench, device: &Device) -> Result<&'static str, Trai
     Ok(match bench.number_types(device)?.weights {
         WeightType::Half => DType::F16.as_str(),
         WeightType::Exactly(dtype) => dtype.as_str(),
+        WeightType::Int8 => "int8",
     })
 }
 
 impl Figures {
     fn new(
+        kind: BenchKind,
         bench: &StepBench,
         (device, weights): (String, &'static str),
         times: &StepTimes,
@@ -149,7 +154,7 @@ impl Figures {
         let gigabytes = |bytes: Option<u64>| bytes.map(|bytes| rounded(bytes as f64 / 1e9));
         let simd = doctor::simd().into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
         Self {
-            kind: "sd15",
+            kind,
             latent: bench.latent,
             batch: bench.batch,
             steps: bench.steps,
@@ -170,6 +175,7 @@ impl Figures {
             tf32: bench.tf32,
             processor: doctor::field(&doctor::proc_file("cpuinfo"), "model name").map(str::to_string),
             simd: simd.collect(),
+            loss: times.loss,
             trainable: times.trainable,
             step_s_min: rounded(times.min_s()),
             step_s_median: rounded(times.median_s()),
@@ -218,13 +224,18 @@ mod tests {
             peak_resident_bytes: Some(2_500_000_000),
             peak_device_bytes: None,
         };
-        let object = serde_json::to_value(Figures::new(&bench, ("cpu".into(), "f16"), &times, 3e9)).unwrap();
-        for name in ["kind", "latent", "steps", "warmup", "rank", "targets", "device", "threads", "channels_last"] {
+        let object =
+            serde_json::to_value(Figures::new(BenchKind::Sd15, &bench, ("cpu".into(), "f16"), &times, 3e9)).unwrap();
+        for name in ["latent", "loss", "steps", "warmup", "rank", "targets", "device", "threads", "channels_last"] {
             assert!(object.get(name).is_some(), "{name}");
         }
-        assert_eq!((&object["dtype"], &object["checkpointing"]), (&"bf16".into(), &true.into()));
+        assert_eq!((&object["kind"], &object["dtype"]), (&"sd15".into(), &"bf16".into()));
+        assert_eq!(object["checkpointing"], true);
         assert_eq!(kept_weights(&bench, &Device::Cpu).unwrap(), "f16");
-        assert_eq!(kept_weights(&parsed(&["--weights", "f32"]).unwrap(), &Device::Cpu).unwrap(), "f32");
+        for weights in ["f32", "int8"] {
+            let bench = parsed(&["--weights", weights]).unwrap();
+            assert_eq!(kept_weights(&bench, &Device::Cpu).unwrap(), weights);
+        }
         assert_eq!((&object["step_s_min"], &object["step_s_median"]), (&0.25.into(), &0.5.into()));
         assert_eq!((&object["images_per_s"], &object["gflop_per_s"]), (&4.0.into(), &2.0.into()));
         assert_eq!((&object["peak_gb"], &object["peak_device_gb"]), (&2.5.into(), &serde_json::Value::Null));
@@ -235,5 +246,6 @@ mod tests {
         let error = parsed(&["--latent", "12"]).unwrap_err();
         assert!(error.to_string().contains("8 times"), "{error}");
         assert_eq!(parsed(&["--latent", "24"]).unwrap().latent, 24);
+        assert_eq!(parsed(&["--latent", "12", "--kind", "sdxl"]).unwrap().latent, 12);
     }
 }

@@ -76,9 +76,12 @@ fn open_base(resolved: &ResolvedConfig, plan: &Plan, reporter: &mut Reporter) ->
         return (None, Vec::new());
     }
     let opened = base::source_on_disk(&plan.base, reporter)
-        .and_then(|source| Base::open(source, plan.prediction, DType::F32, &Device::Cpu).map_err(base::model));
+        .and_then(|source| Base::open(source, plan.noising, DType::F32, &Device::Cpu).map_err(base::model));
     match opened {
-        Ok(base) => (Some(base), Vec::new()),
+        Ok(base) => {
+            let warnings = base.warnings().to_vec();
+            (Some(base), warnings)
+        }
         Err(error) => {
             let name = &resolved.config.model.base;
             (None, vec![format!("the base `{name}` is not looked at: {}", dataset_text::one_line(&error.to_string()))])

@@ -10,14 +10,15 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use loralei_adapter::{TensorFile, TensorView, atomic_write_bytes, write_tensors};
 use loralei_model::{
-    AdapterUse, Base, DeviceSession, DrawingSettings, EncodedPrompts, ImageSide, ModelError, NoiseSource, TextSide,
+    AdapterUse, Base, DeviceSession, DrawingSettings, EncodedPrompts, ImageSide, ModelError, NoiseSource, PictureSizes,
+    TextSide,
 };
 use loralei_picture::{GenerationParameters, Grid, Picture};
-use loralei_trainer::{BaseChoice, Event, TrainError};
+use loralei_trainer::{Event, TrainError};
 use serde::Serialize;
 
 use crate::args::GenerateArguments;
-use crate::commands::adapters::Adapters;
+use crate::commands::adapters::{Adapters, note_unread};
 use crate::commands::base::{self, model};
 use crate::report::Reporter;
 use crate::usage::UsageError;
@@ -29,10 +30,9 @@ pub(crate) fn run(arguments: &GenerateArguments, reporter: &mut Reporter) -> any
 
 fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     let cells = Cells::new(arguments)?;
-    let adapters = Adapters::read(&arguments.adapter)?;
+    let adapters = Adapters::read(&arguments.adapter, reporter)?;
     check_output(&arguments.output)?;
     let started = Instant::now();
-    let source = base::source(&BaseChoice::from(arguments.base.base.as_str()), reporter)?;
     let computation = &arguments.computation;
     let device = computation.device.open().map_err(model)?;
     let _session = DeviceSession::start(&device, false);
@@ -40,7 +40,10 @@ fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::R
     computation.compute.check(ops, is_cpu).map_err(TrainError::from)?;
     let weights = computation.compute.weights(computation.weights);
     let types = weights.number_types(computation.dtype(), ops, is_cpu).map_err(TrainError::from)?;
-    let base = Base::open(source, arguments.base.prediction, types, &device).map_err(model)?;
+    let base = base::open(&arguments.base.base, arguments.base.schedule, types, &device, reporter)?;
+    if let Some(adapter) = &adapters.sum {
+        note_unread(&base, adapter, reporter);
+    }
     let noise =
         arguments.latents.as_deref().map(|path| GivenNoise::read(path, &base, cells.cells.len())).transpose()?;
     let size_px = match (&noise, arguments.size) {
@@ -54,10 +57,26 @@ fn generate(arguments: &GenerateArguments, reporter: &mut Reporter) -> anyhow::R
         (None, None) => (base.native_size_px(), base.native_size_px()),
     };
     base.check_size(size_px.0, size_px.1).map_err(model)?;
-    let mut drawing = Drawing { arguments, base: &base, adapters: &adapters, cells: &cells, size_px, reporter };
+    let sizes = told_sizes(arguments, &base, size_px)?;
+    let mut drawing = Drawing { arguments, base: &base, adapters: &adapters, cells: &cells, sizes, reporter };
     let encoded = drawing.encode()?;
     let drawn = drawing.draw(&encoded, noise.as_ref(), started)?;
     drawn.print(arguments.json)
+}
+
+/// What the network is told of the pictures' sizes.
+fn told_sizes(arguments: &GenerateArguments, base: &Base, size_px: (usize, usize)) -> anyhow::Result<PictureSizes> {
+    let flags = [("--original-size", arguments.original_size), ("--crop", arguments.crop)];
+    if let Some((flag, _)) = flags.into_iter().find(|(_, told)| told.is_some() && base.pooled_width().is_none()) {
+        let message = format!("{flag}: `{}` is told nothing of sizes", base.name());
+        return Err(UsageError::new(message, "leave it out; Stable Diffusion XL has learned what it means").into());
+    }
+    let whole = PictureSizes::whole(size_px);
+    Ok(PictureSizes {
+        original_px: arguments.original_size.unwrap_or(whole.original_px),
+        crop_px: arguments.crop.unwrap_or(whole.crop_px),
+        ..whole
+    })
 }
 
 /// One run of the command.
@@ -66,7 +85,7 @@ struct Drawing<'a> {
     base: &'a Base,
     adapters: &'a Adapters,
     cells: &'a Cells,
-    size_px: (usize, usize),
+    sizes: PictureSizes,
     reporter: &'a mut Reporter,
 }
 
@@ -101,7 +120,8 @@ impl Drawing<'_> {
             }
             text.set_strength(cell.strength);
             let prompt = &self.arguments.prompt[cell.prompt];
-            let prompts = text.encode(prompt, &self.arguments.negative, self.arguments.clip_skip).map_err(model)?;
+            let prompts =
+                text.encode(prompt, self.arguments.negative.as_deref(), self.arguments.clip_skip).map_err(model)?;
             encoded.insert(cell.prompt_key(), prompts);
         }
         Ok(encoded)
@@ -124,11 +144,11 @@ impl Drawing<'_> {
         for batch in batches {
             let batch_started = Instant::now();
             let reporter = &mut *self.reporter;
-            let made = draw_batch(&image, batch, encoded, noise, self.size_px, &mut |step| {
+            let made = draw_batch(&image, batch, encoded, noise, self.sizes, &mut |step| {
                 reporter.show(&Event::PhaseProgress { done: done + (step * batch.len()) as u64 });
             })?;
             done += (batch[0].steps * batch.len()) as u64;
-            let size_px = (self.size_px.0 as u32, self.size_px.1 as u32);
+            let size_px = as_u32(self.sizes.target_px);
             for (cell, pixels) in batch.iter().zip(image.decode(&made).map_err(model)?) {
                 if pixels.iter().any(|value| !value.is_finite()) {
                     return Err(model(ModelError::NonFinitePicture { seed: cell.seed }));
@@ -160,15 +180,18 @@ impl Drawing<'_> {
         let base = self.base.name();
         let name =
             Path::new(&base).file_name().map_or_else(|| base.clone(), |name| name.to_string_lossy().into_owned());
+        let PictureSizes { original_px, crop_px, target_px } = self.sizes;
         GenerationParameters {
             prompt: self.arguments.prompt[cell.prompt].clone(),
-            negative_prompt: self.arguments.negative.clone(),
+            negative_prompt: self.arguments.negative.clone().unwrap_or_default(),
             adapters: self.adapters.in_use(cell.strength),
             steps: Some(cell.steps as u32),
             sampler: Some(cell.sampler.title().to_owned()),
             guidance: Some(cell.guidance_scale),
             seed: self.arguments.latents.is_none().then_some(cell.seed),
-            size_px: Some((self.size_px.0 as u32, self.size_px.1 as u32)),
+            size_px: Some(as_u32(target_px)),
+            original_size_px: (original_px != target_px).then(|| as_u32(original_px)),
+            crop_px: (crop_px != (0, 0)).then(|| as_u32(crop_px)),
             model: Some(name),
             clip_skip: (self.arguments.clip_skip > 1).then_some(self.arguments.clip_skip as u32),
             ..GenerationParameters::default()
@@ -183,8 +206,8 @@ impl Drawing<'_> {
             steps: cell.steps,
             guidance_scale: cell.guidance_scale,
             sampler: cell.sampler.name(),
-            width_px: self.size_px.0,
-            height_px: self.size_px.1,
+            width_px: self.sizes.target_px.0,
+            height_px: self.sizes.target_px.1,
         }
     }
 
@@ -192,6 +215,10 @@ impl Drawing<'_> {
     fn title(&self) -> String {
         if self.arguments.prompt.len() == 1 { self.arguments.prompt[0].clone() } else { String::new() }
     }
+}
+
+fn as_u32((first, second): (usize, usize)) -> (u32, u32) {
+    (first as u32, second as u32)
 }
 
 fn write(path: &Path, picture: &Picture, parameters: &GenerationParameters) -> anyhow::Result<()> {
@@ -205,7 +232,7 @@ fn batches<'a>(
     encoded: &'a BTreeMap<PromptKey, EncodedPrompts>,
     largest: usize,
 ) -> impl Iterator<Item = &'a [Cell]> {
-    let length = |cell: &Cell| encoded.get(&cell.prompt_key()).and_then(|prompts| prompts.prompt.dim(1).ok());
+    let length = |cell: &Cell| encoded.get(&cell.prompt_key()).map(|prompts| prompts.prompt.num_tokens());
     let runs = cells.chunk_by(move |a, b| a.fits(b) && length(a) == length(b));
     runs.flat_map(move |run| run.chunks(largest))
 }
@@ -215,7 +242,7 @@ fn draw_batch(
     batch: &[Cell],
     encoded: &BTreeMap<PromptKey, EncodedPrompts>,
     noise: Option<&GivenNoise>,
-    size_px: (usize, usize),
+    sizes: PictureSizes,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Tensor> {
     let prompts: Vec<EncodedPrompts> =
@@ -226,8 +253,8 @@ fn draw_batch(
     };
     let Cell { sampler, steps, guidance_scale, strength, .. } = batch[0];
     image.set_strength(strength);
-    let settings = DrawingSettings { sampler, steps, guidance_scale };
-    image.draw(&prompts, &noise, size_px, &settings, progress).map_err(model)
+    let settings = DrawingSettings { sampler, steps, guidance_scale, sizes };
+    image.draw(&prompts, &noise, sizes.target_px, &settings, progress).map_err(model)
 }
 
 /// Noise from a file.

@@ -40,6 +40,7 @@ pub(crate) fn run(arguments: &InitArguments, reporter: &mut Reporter) -> anyhow:
 fn describe(name: &str, reporter: &mut Reporter) -> Option<BaseDescription> {
     let described = base::source_on_disk(&BaseChoice::from(name), reporter).and_then(|source| {
         let base = Base::open(source, None, DType::F32, &Device::Cpu).map_err(base::model)?;
+        base::warn(&base, reporter);
         BaseDescription::of(&base).map_err(base::model)
     });
     match described {

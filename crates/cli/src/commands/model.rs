@@ -4,18 +4,13 @@ use std::collections::BTreeMap;
 use std::io::{Write, stdout};
 
 use candle_core::{DType, Device};
-use loralei_model::{Base, BaseDescription, Prediction, TrainingSize, convert as convert_base};
-use loralei_trainer::{BaseChoice, Dtype, Event, MemorySwitch};
+use loralei_model::{Base, BaseDescription, Prediction, TrainingSize, WeightBytes, convert as convert_base};
+use loralei_trainer::{Dtype, Event, MemorySwitch};
 use serde::Serialize;
 
 use crate::args::{ModelConvertArguments, ModelInfoArguments};
 use crate::commands::base::{self, model};
 use crate::report::Reporter;
-
-fn open(name: &str, prediction: Option<Prediction>, reporter: &mut Reporter) -> anyhow::Result<Base> {
-    let source = base::source(&BaseChoice::from(name), reporter)?;
-    Base::open(source, prediction, DType::F32, &Device::Cpu).map_err(model)
-}
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -23,14 +18,21 @@ struct Info {
     base: String,
     family: &'static str,
     prediction: &'static str,
+    prediction_origin: &'static str,
     zero_terminal_snr: bool,
     native_size_px: usize,
     size_multiple_px: usize,
+    latent_scale: f64,
     text_width: usize,
+    /// `null` where the U-Net is not told the text as a whole.
+    pooled_width: Option<usize>,
     text_positions: usize,
     parts: Vec<Part>,
     num_parameters: u64,
     training: Training,
+    warnings: Vec<String>,
+    #[serde(skip)]
+    predicts: String,
 }
 
 #[derive(Serialize)]
@@ -46,14 +48,16 @@ struct Training {
     size_px: usize,
     batch_size: usize,
     rank: usize,
-    /// By number type and checkpointing, with weights of 16 bits as `model.weights = "auto"` has them.
+    /// On the processor, by number type, weights and checkpointing. Weights have 16 bits unless they are int8.
     bytes: BTreeMap<String, u64>,
+    /// The same on a card, where weights have the number type unless they are int8.
+    card_bytes: BTreeMap<String, u64>,
     /// What would take less than the default, f32 without checkpointing.
     less: Vec<MemorySwitch>,
 }
 
 pub(crate) fn info(arguments: &ModelInfoArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
-    let base = open(&arguments.base, arguments.prediction, reporter)?;
+    let base = base::open(&arguments.base, arguments.schedule, DType::F32, &Device::Cpu, reporter)?;
     let info = Info::new(&base, arguments)?;
     let text = if arguments.json { serde_json::to_string(&info)? + "\n" } else { info.to_text() };
     stdout().write_all(text.as_bytes())?;
@@ -69,21 +73,17 @@ impl Info {
         let size = TrainingSize {
             width_px: size_px,
             height_px: size_px,
-            text_encoder: false,
+            text_encoders: [false; 2],
             batch_size,
             rank,
             recompute: false,
-            bytes_per_weight: 2,
+            is_cpu: true,
+            bytes_per_weight: WeightBytes::alike(2),
             bytes_per_number: 4,
         };
-        let less = MemorySwitch::of(&found, size, true);
-        let mut bytes = BTreeMap::new();
-        for (dtype, bytes_per_number) in [("f32", 4), ("bf16", 2)] {
-            for (name, recompute) in [("", false), (" with recompute", true)] {
-                let size = TrainingSize { recompute, bytes_per_number, ..size };
-                bytes.insert(format!("{dtype}{name}"), found.training_bytes(size));
-            }
-        }
+        let less = MemorySwitch::of(&found, size);
+        let bytes = estimates(&found, size);
+        let card_bytes = estimates(&found, TrainingSize { is_cpu: false, ..size });
         let parts = found.parts.into_iter().map(|part| Part {
             name: part.name,
             num_parameters: part.num_parameters,
@@ -97,42 +97,51 @@ impl Info {
                 Prediction::Epsilon => "epsilon",
                 Prediction::VPrediction => "v",
             },
+            prediction_origin: found.prediction_origin.name(),
             zero_terminal_snr: found.zero_terminal_snr,
             native_size_px: found.native_size_px,
             size_multiple_px: found.size_multiple_px,
+            latent_scale: found.latent_scale,
             text_width: found.text_width,
+            pooled_width: found.pooled_width,
             text_positions: found.text_positions,
             num_parameters: parts.iter().map(|part| part.num_parameters).sum(),
             parts,
-            training: Training { size_px, batch_size, rank, bytes, less },
+            training: Training { size_px, batch_size, rank, bytes, card_bytes, less },
+            warnings: base.warnings().to_vec(),
+            predicts: base.predicts(),
         })
     }
 
     fn to_text(&self) -> String {
-        let snr = if self.zero_terminal_snr { ", zero terminal SNR" } else { "" };
-        let prediction = match self.prediction {
-            "v" => "velocity (v)",
-            _ => "noise (epsilon)",
-        };
+        let pooled = self.pooled_width.map_or_else(String::new, |width| format!(", {width} for all of it"));
         let mut lines = vec![
             ("base".to_owned(), self.base.clone()),
             ("family".to_owned(), self.family.to_owned()),
-            ("predicts".to_owned(), format!("{prediction}{snr}")),
+            ("predicts".to_owned(), self.predicts.clone()),
             (
                 "pictures".to_owned(),
                 format!("{0} x {0} px; sides are multiples of {1}", self.native_size_px, self.size_multiple_px),
             ),
-            ("text".to_owned(), format!("{} numbers for each of {} tokens", self.text_width, self.text_positions)),
+            ("latents".to_owned(), format!("scaled by {}", self.latent_scale)),
+            (
+                "text".to_owned(),
+                format!("{} numbers for each of {} tokens{pooled}", self.text_width, self.text_positions),
+            ),
         ];
         for part in &self.parts {
             let millions = part.num_parameters as f64 / 1e6;
             lines.push((part.name.to_owned(), format!("{millions:.2} M parameters, {}", part.dtypes.join(" and "))));
         }
-        let Training { size_px, batch_size, rank, bytes, less } = &self.training;
+        let Training { size_px, batch_size, rank, bytes, card_bytes, less } = &self.training;
         let gigabytes = |bytes: &u64| *bytes as f64 / 1e9;
-        let estimates: Vec<String> = bytes.iter().map(|(name, b)| format!("{:.2} GB {name}", gigabytes(b))).collect();
+        let list = |bytes: &BTreeMap<String, u64>| {
+            let estimates = bytes.iter().map(|(name, bytes)| format!("{:.2} GB {name}", gigabytes(bytes)));
+            estimates.collect::<Vec<_>>().join(", ")
+        };
         let settings = format!("{size_px} px, batch {batch_size}, rank {rank}");
-        lines.push(("training".to_owned(), format!("about {} ({settings})", estimates.join(", "))));
+        lines.push(("training".to_owned(), format!("about {} ({settings})", list(bytes))));
+        lines.push(("on a card".to_owned(), format!("about {}", list(card_bytes))));
         if !less.is_empty() {
             lines.push(("less".to_owned(), format!("with {}", MemorySwitch::list(less))));
         }
@@ -141,8 +150,28 @@ impl Info {
     }
 }
 
+/// Bytes for training with either number type, weights in 16 bits (on a card, in the number type) or int8, with and without
+/// recompute.
+fn estimates(base: &BaseDescription, size: TrainingSize) -> BTreeMap<String, u64> {
+    let mut bytes = BTreeMap::new();
+    for (dtype, bytes_per_number) in [("f32", 4), ("bf16", 2)] {
+        let wide = WeightBytes::alike(if size.is_cpu { 2 } else { bytes_per_number });
+        let int8 = WeightBytes { matrices: 1, kernels: 2 };
+        for (name, bytes_per_weight, recompute) in [
+            ("", wide, false),
+            (" with recompute", wide, true),
+            (" with int8", int8, false),
+            (" with int8 and recompute", int8, true),
+        ] {
+            let size = TrainingSize { recompute, bytes_per_weight, bytes_per_number, ..size };
+            bytes.insert(format!("{dtype}{name}"), base.training_bytes(size));
+        }
+    }
+    bytes
+}
+
 pub(crate) fn convert(arguments: &ModelConvertArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
-    let base = open(&arguments.base, arguments.prediction, reporter)?;
+    let base = base::open(&arguments.base, arguments.schedule, DType::F32, &Device::Cpu, reporter)?;
     let dtype = arguments.dtype.map(file_dtype);
     let mut is_started = false;
     convert_base(&base, &arguments.output, arguments.layout, dtype, &mut |done, total| {

@@ -19,7 +19,7 @@ pub(crate) fn step(arguments: &VerifyStepArguments, reporter: &mut Reporter) -> 
     let usual = if on_cpu { WeightDtype::F32 } else { WeightDtype::Auto };
     let verification = StepVerification {
         base: base::source(&BaseChoice::from(arguments.base.base.as_str()), reporter)?,
-        prediction: arguments.base.prediction,
+        schedule: arguments.base.schedule.into(),
         adapter: &arguments.adapter,
         batch: &arguments.batch,
         learning_rate: arguments.learning_rate,

@@ -3,10 +3,11 @@
 //! Backward, with u = s dY B (m, r): dX = dY W + u A; dA = u^T x; dB = s dY^T (x A^T). A mask multiplies x A^T and u. Neither the product B A nor a
 //! gradient of W is ever formed, and nothing but x and x A^T is kept (Hu et al. 2021, arXiv 2106.09685, equation 3).
 
+use super::frozen_matrix::FrozenMatrix;
 use super::generic;
 use super::kept::{Given, Left, kept};
 use super::lora_scale::LoraScale;
-use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers, with_stored};
+use super::numbers::{Number, numbers, to_storage, to_tensor, with_compute_type, with_numbers};
 use super::product::{Columns, Cores, Initial, Out, Precision, Rows, Stored, Term, product};
 use super::timing::{Pass, timed};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -17,10 +18,10 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let frozen = Frozen::new(xs, weight, bias)?;
+pub fn linear(xs: &Tensor, weight: impl Into<FrozenMatrix>, bias: Option<&Tensor>) -> Result<Tensor> {
+    let frozen = Frozen::new(xs, weight.into(), bias)?;
     if !generic::has_kernel(xs) {
-        return generic::linear(xs, weight, bias);
+        return generic::linear(xs, frozen.weight, bias);
     }
     kept(frozen.num_in, |given, _| xs.apply_op1(FrozenLinear { frozen, given }))
 }
@@ -36,18 +37,19 @@ pub fn lora_linear(
     xs: &Tensor,
     down: &Tensor,
     up: &Tensor,
-    weight: &Tensor,
+    weight: impl Into<FrozenMatrix>,
     bias: Option<&Tensor>,
     scale: impl Into<LoraScale>,
 ) -> Result<Tensor> {
-    let frozen = Frozen::new(xs, weight, bias)?;
+    let frozen = Frozen::new(xs, weight.into(), bias)?;
     let (rank, scale) = (down.dim(0)?, scale.into());
     if down.elem_count() != rank * frozen.num_in || up.elem_count() != rank * frozen.num_out {
-        bail!("LoRA factors {:?} and {:?} do not fit a weight of shape {:?}", down.shape(), up.shape(), weight.shape());
+        let shape = frozen.weight.dims2()?;
+        bail!("LoRA factors {:?} and {:?} do not fit a weight of shape {shape:?}", down.shape(), up.shape());
     }
     scale.check(xs.elem_count() / frozen.num_in.max(1), rank)?;
     if !generic::has_kernel(xs) {
-        return generic::lora_linear(xs, down, up, weight, bias, scale);
+        return generic::lora_linear(xs, down, up, frozen.weight, bias, scale);
     }
     kept(frozen.num_in, |given, left| {
         xs.apply_op3(down, up, LoraLinear { frozen, rank, scale, given, low_rank: LowRank(left) })
@@ -56,7 +58,7 @@ pub fn lora_linear(
 
 /// What both operations hold: the weight, which no graph ever sees.
 struct Frozen {
-    weight: Tensor,
+    weight: FrozenMatrix,
     bias: Option<Tensor>,
     num_in: usize,
     num_out: usize,
@@ -64,18 +66,12 @@ struct Frozen {
 }
 
 impl Frozen {
-    fn new(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+    fn new(xs: &Tensor, weight: FrozenMatrix, bias: Option<&Tensor>) -> Result<Self> {
         let (num_out, num_in) = weight.dims2()?;
         if xs.dims().last() != Some(&num_in) {
             bail!("a linear layer of {num_in} inputs was given {:?}", xs.shape());
         }
-        Ok(Self {
-            weight: weight.detach(),
-            bias: bias.map(Tensor::detach),
-            num_in,
-            num_out,
-            precision: Precision::of_this_thread(),
-        })
+        Ok(Self { weight, bias: bias.map(Tensor::detach), num_in, num_out, precision: Precision::of_this_thread() })
     }
 
     fn out_shape(&self, layout: &Layout) -> Shape {
@@ -88,7 +84,7 @@ impl Frozen {
     /// X W^T + bias + the low-rank addition `z` (m, r) times `up` (out, r): (m, out).
     fn forward<T: Number>(&self, x: &[T], addition: Option<(&[T], &[T])>) -> Result<Vec<T>> {
         let mut y = vec![T::default(); x.len() / self.num_in * self.num_out];
-        with_stored(&self.weight, |weight| {
+        self.weight.with_stored(|weight| {
             with_bias(self.bias.as_ref(), |initial| {
                 let (rows, columns) = (Rows::strided(x, self.num_in), Columns::weight(weight, 0, self.num_in));
                 let mut terms = vec![Term::new(rows, columns, self.num_in).rounded(self.precision)];
@@ -106,7 +102,7 @@ impl Frozen {
     /// dY W + the low-rank addition `u` (m, r) times `down` (r, in): (m, in).
     fn backward<T: Number>(&self, dy: &[T], addition: Option<(&[T], &[T])>) -> Result<Vec<T>> {
         let mut dx = vec![T::default(); dy.len() / self.num_out * self.num_in];
-        with_stored(&self.weight, |weight| {
+        self.weight.with_stored(|weight| {
             let (rows, columns) = (Rows::strided(dy, self.num_out), Columns::matrix(weight, 0, self.num_in));
             let mut terms = vec![Term::new(rows, columns, self.num_out).rounded(self.precision)];
             terms.extend(addition.map(|(u, down)| {

@@ -1,8 +1,8 @@
 //! DDIM without added noise (Song et al. 2020, arXiv 2010.02502, equation 12 with sigma = 0).
 
-use super::time_grid::{Mix, timesteps};
+use super::time_grid::{LEAST_ALPHA_CUMPROD, Mix, timesteps};
 use super::{Estimate, Solver, Walk, combine};
-use crate::config::TimestepSpacing;
+use crate::config::{Prediction, TimestepSpacing};
 use crate::noise_schedule::NoiseSchedule;
 use candle_core::{Result, Tensor};
 
@@ -21,7 +21,9 @@ impl Ddim {
         let ends_clean = config.set_alpha_to_one.unwrap_or(true);
         let last = if ends_clean { Mix::CLEAN } else { Mix::of_alpha_cumprod(schedule.alpha_cumprod(0)) };
         let gap = (schedule.num_timesteps() / num_steps) as f64;
-        let at = |t: f64| Mix::of_alpha_cumprod(schedule.alpha_cumprod(t as usize));
+        // A velocity gives x_0 even where there is no signal; from the noise alone it cannot be told. diffusers divides by 0.
+        let least = if schedule.prediction() == Prediction::Epsilon { LEAST_ALPHA_CUMPROD } else { 0.0 };
+        let at = |t: f64| Mix::of_alpha_cumprod(schedule.alpha_cumprod(t as usize).max(least));
         let next = times.iter().map(|t| if t - gap >= 0.0 { at(t - gap) } else { last }).collect();
         let mixes = times.iter().map(|t| at(*t)).collect();
         let clip = config.clip_sample.unwrap_or(true).then_some(config.clip_sample_range);

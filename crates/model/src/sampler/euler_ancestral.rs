@@ -1,9 +1,9 @@
 //! Euler's method with noise added at each step, as in k-diffusion: Karras et al. 2022, arXiv 2206.00364, on the
 //! ancestral steps of Song et al. 2020, arXiv 2010.02502, equation 16.
 
-use super::time_grid::{Mix, mix_at, timesteps};
+use super::euler::euler_walk;
+use super::time_grid::Mix;
 use super::{Estimate, Solver, Walk, combine};
-use crate::config::TimestepSpacing;
 use crate::noise_schedule::NoiseSchedule;
 use candle_core::{Result, Tensor};
 
@@ -14,13 +14,8 @@ pub(super) struct EulerAncestral {
 
 impl EulerAncestral {
     pub(super) fn new(schedule: &NoiseSchedule, num_steps: usize) -> (Walk, Self) {
-        let times = timesteps(schedule, num_steps, TimestepSpacing::Linspace, false);
-        let mixes: Vec<Mix> = times.iter().map(|t| mix_at(schedule, *t)).collect();
-        // Where the last timestep is on the grid, the picture begins with exactly the grid's noise.
-        let is_leading = schedule.config().timestep_spacing == Some(TimestepSpacing::Leading);
-        let first_noise = if is_leading { 1.0 } else { mixes.first().map_or(1.0, |mix| mix.sigma) };
-        let with_end = mixes.iter().copied().chain([Mix::CLEAN]).collect();
-        (Walk { times, mixes, first_noise }, Self { mixes: with_end })
+        let (walk, mixes) = euler_walk(schedule, num_steps);
+        (walk, Self { mixes })
     }
 }
 

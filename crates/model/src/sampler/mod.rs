@@ -6,6 +6,7 @@
 
 mod ddim;
 mod dpmpp_2m;
+mod euler;
 mod euler_ancestral;
 mod time_grid;
 mod unipc;
@@ -15,6 +16,7 @@ use crate::noise_schedule::NoiseSchedule;
 use candle_core::{Result, Tensor};
 use ddim::Ddim;
 use dpmpp_2m::DpmPp2m;
+use euler::Euler;
 use euler_ancestral::EulerAncestral;
 use time_grid::Mix;
 use unipc::UniPc;
@@ -31,15 +33,18 @@ pub enum SamplerKind {
     DpmPp2m,
     /// UniPC, order 2, bh2.
     UniPc,
+    /// Euler, without churn.
+    Euler,
 }
 
 impl SamplerKind {
     /// Each with its name on the command line and the name that A1111 writes into pictures.
-    pub const ALL: [(Self, &'static str, &'static str); 4] = [
+    pub const ALL: [(Self, &'static str, &'static str); 5] = [
         (Self::Ddim, "ddim", "DDIM"),
         (Self::EulerAncestral, "euler-a", "Euler a"),
         (Self::DpmPp2m, "dpmpp-2m", "DPM++ 2M"),
         (Self::UniPc, "unipc", "UniPC"),
+        (Self::Euler, "euler", "Euler"),
     ];
 
     /// By its name on the command line.
@@ -104,6 +109,7 @@ impl Sampler {
             SamplerKind::EulerAncestral => boxed(EulerAncestral::new(schedule, num_steps)),
             SamplerKind::DpmPp2m => boxed(DpmPp2m::new(schedule, num_steps)),
             SamplerKind::UniPc => boxed(UniPc::new(schedule, num_steps)),
+            SamplerKind::Euler => boxed(Euler::new(schedule, num_steps)),
         };
         Self { walk, solver, prediction: schedule.prediction(), position: 0 }
     }

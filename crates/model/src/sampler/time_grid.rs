@@ -3,6 +3,9 @@
 use crate::config::{SchedulerConfig, TimestepSpacing};
 use crate::noise_schedule::NoiseSchedule;
 
+/// What a schedule that ends in pure noise is held at where something divides by its signal.
+pub(super) const LEAST_ALPHA_CUMPROD: f64 = 1.0 / 16_777_216.0; // 2^-24
+
 /// How much of a noisy latent is signal and how much is noise: x = alpha x_0 + sigma noise, alpha^2 + sigma^2 = 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Mix {
@@ -64,10 +67,10 @@ pub(crate) fn timesteps(
 }
 
 /// The mix at a timestep that need not be whole: the noise-to-signal ratio is interpolated, as Euler's method has it.
-/// A schedule that ends in pure noise is held just short of it (2^-24 of signal), or the ratio would be infinite.
+/// A schedule that ends in pure noise is held just short of it, or the ratio would be infinite.
 pub(crate) fn mix_at(schedule: &NoiseSchedule, timestep: f64) -> Mix {
     let ratio = |t: f64| {
-        let alpha_cumprod = schedule.alpha_cumprod(t as usize).max(2f64.powi(-24));
+        let alpha_cumprod = schedule.alpha_cumprod(t as usize).max(LEAST_ALPHA_CUMPROD);
         Mix::of_alpha_cumprod(alpha_cumprod).noise_to_signal()
     };
     let (below, above) = (timestep.floor(), timestep.ceil());

@@ -29,7 +29,8 @@ pub struct DataConfig {
     pub bucket_min_px: Option<usize>,
     /// Longest side of a bucket in pixels. Unset: twice `size_px`.
     pub bucket_max_px: Option<usize>,
-    /// Sides of buckets are multiples of it. Unset: what the base divides by, 64 for Stable Diffusion 1 and 2.
+    /// Sides of buckets are multiples of it. Unset: what the base divides by: 64 for Stable Diffusion 1 and 2, 32 for XL,
+    /// which has seen multiples of 64.
     pub bucket_step_px: Option<usize>,
     /// Never enlarge: images smaller than `size_px` are trained in their own size.
     pub no_upscale: bool,

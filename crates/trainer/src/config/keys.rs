@@ -1,10 +1,12 @@
 //! The dotted keys of [`TrainConfig`](crate::TrainConfig), and which of them a mistyped one may have meant.
 
 /// Every key that can be set, in the order of the reference. A test holds it against the types.
-pub(crate) const KEYS: [&str; 131] = [
+pub(crate) const KEYS: [&str; 139] = [
     "preset",
     "model.base",
     "model.prediction",
+    "model.zero_terminal_snr",
+    "model.empty_captions",
     "model.dtype",
     "model.weights",
     "model.compute",
@@ -62,6 +64,12 @@ pub(crate) const KEYS: [&str; 131] = [
     "lora.text_encoder.learning_rate",
     "lora.text_encoder.blocks",
     "lora.text_encoder.stop_after",
+    "lora.text_encoder_2.targets",
+    "lora.text_encoder_2.rank",
+    "lora.text_encoder_2.alpha",
+    "lora.text_encoder_2.learning_rate",
+    "lora.text_encoder_2.blocks",
+    "lora.text_encoder_2.stop_after",
     "optimizer.kind",
     "optimizer.learning_rate",
     "optimizer.weight_decay",

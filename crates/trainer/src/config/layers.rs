@@ -10,19 +10,8 @@ use toml::{Table, Value};
 
 use crate::config::TrainConfig;
 use crate::config::keys::{KEYS, is_config_key, is_section, nearest_config_key};
+use crate::config::presets::{PRESETS, PresetNames};
 use crate::error::TrainError;
-
-/// The built-in presets: name and TOML text.
-pub const PRESETS: [(&str, &str); 8] = [
-    ("concept-sd15", include_str!("../../../../configs/concept-sd15.toml")),
-    ("concept-sd21", include_str!("../../../../configs/concept-sd21.toml")),
-    ("style-emoji", include_str!("../../../../configs/style-emoji.toml")),
-    ("style-sd15", include_str!("../../../../configs/style-sd15.toml")),
-    ("style-sd21", include_str!("../../../../configs/style-sd21.toml")),
-    ("subject-emoji", include_str!("../../../../configs/subject-emoji.toml")),
-    ("subject-sd15", include_str!("../../../../configs/subject-sd15.toml")),
-    ("subject-sd21", include_str!("../../../../configs/subject-sd21.toml")),
-];
 
 /// Where a value came from, weakest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +122,8 @@ impl ConfigLayers {
             insert(&mut merged, key, value);
             origins.insert(key.to_string(), origin);
         };
-        if let Some((name, place)) = self.preset() {
+        let (names, place) = self.presets();
+        for name in names {
             let Some((_, text)) = PRESETS.iter().find(|(known, _)| *known == name) else {
                 let known = PRESETS.iter().map(|(name, _)| (*name).to_string()).collect();
                 return Err(TrainError::UnknownPreset { place, name, known });
@@ -158,13 +148,17 @@ impl ConfigLayers {
         Ok(ResolvedConfig { config, origins })
     }
 
-    /// The preset named by the strongest layer that names one, and the place that does.
-    fn preset(&self) -> Option<(String, String)> {
+    /// The presets named by the strongest layer that names any, the weakest first, and the place that does.
+    fn presets(&self) -> (Vec<String>, String) {
         let set =
             self.sets.iter().rev().find(|(key, _)| key == "preset").map(|(_, value)| (value, "--set".to_string()));
         let file = || self.file.as_ref().and_then(|(path, t)| Some((t.get("preset")?, path.display().to_string())));
-        let (value, place) = set.or_else(file)?;
-        Some((value.as_str()?.to_string(), place))
+        let named = set.or_else(file);
+        let names = named.as_ref().and_then(|(value, _)| (*value).clone().try_into::<PresetNames>().ok());
+        (
+            names.map_or_else(Vec::new, |names| names.names().to_vec()),
+            named.map_or_else(String::new, |(_, place)| place),
+        )
     }
 }
 
@@ -288,7 +282,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::config::{ScheduleKind, Targets};
+    use crate::config::{ScheduleKind, Targets, WeightDtype};
     use crate::plan::Plan;
 
     fn file(text: &str) -> tempfile::NamedTempFile {
@@ -336,6 +330,26 @@ mod tests {
     }
 
     #[test]
+    fn of_several_presets_the_later_ones_are_stronger_and_each_value_names_its_own() {
+        let run = file("preset = [\"subject-sdxl\", \"sdxl-8gb\"]\n[train]\nsteps = 300\n");
+        let mut layers = ConfigLayers::new();
+        layers.file(run.path()).unwrap();
+        let ResolvedConfig { config, origins } = layers.resolve().unwrap();
+        let origin = |key: &str| origins[key].to_string();
+        assert_eq!((config.data.size_px, origin("data.size_px").as_str()), (1024, "preset subject-sdxl"));
+        assert_eq!((config.model.weights, origin("model.weights").as_str()), (WeightDtype::Int8, "preset sdxl-8gb"));
+        assert_eq!(config.train.steps, 300);
+        let text = TrainConfig { preset: config.preset.clone(), ..TrainConfig::default() }.to_toml();
+        assert!(text.starts_with("preset = [\"subject-sdxl\", \"sdxl-8gb\"]\n"), "{text}");
+
+        let mut turned = ConfigLayers::new();
+        turned.set("preset=[\"sdxl-24gb\", \"sdxl-8gb\"]").unwrap();
+        assert_eq!(turned.resolve().unwrap().config.model.weights, WeightDtype::Int8);
+        turned.set("preset=[\"sdxl-8gb\", \"sdxl-24gb\"]").unwrap();
+        assert_eq!(turned.resolve().unwrap().config.model.weights, WeightDtype::Auto);
+    }
+
+    #[test]
     fn an_unknown_preset_is_refused_with_those_that_exist() {
         let mut layers = ConfigLayers::new();
         layers.set("preset=subject").unwrap();
@@ -343,7 +357,7 @@ mod tests {
         assert_eq!(error.to_string(), "--set: unknown preset `subject`");
         let hint = error.hint().unwrap();
         assert!(
-            hint.starts_with("presets: concept-sd15, ") && hint.ends_with(", subject-sd15, subject-sd21"),
+            hint.starts_with("presets: concept-sd15, ") && hint.ends_with(", subject-sd21, subject-sdxl"),
             "{hint}"
         );
     }
@@ -443,6 +457,8 @@ mod tests {
             let mut layers = ConfigLayers::new();
             layers.set(&format!("preset={name}")).unwrap();
             layers.set("data.images=photos").unwrap();
+            // Whether this machine has the card that a preset is for is another question.
+            layers.set("model.device=cpu").unwrap();
             let plan = Plan::new(&layers.resolve().unwrap().config).unwrap();
             assert!(plan.warnings.is_empty(), "{name}: {:?}", plan.warnings);
         }
@@ -450,15 +466,37 @@ mod tests {
 
     #[test]
     fn a_preset_has_the_size_of_its_base_and_what_its_goal_needs() {
-        for (name, text) in PRESETS {
+        for (name, text) in PRESETS.into_iter().filter(|(name, _)| !name.ends_with("gb")) {
             let config: TrainConfig = toml::from_str(text).unwrap();
             let (goal, base) = name.split_once('-').unwrap();
-            let size_px = [("emoji", 64), ("sd15", 512), ("sd21", 768)].into_iter().find(|(of, _)| *of == base);
+            let size_px =
+                [("emoji", 64), ("sd15", 512), ("sd21", 768), ("sdxl", 1024)].into_iter().find(|(of, _)| *of == base);
             assert_eq!(config.data.size_px, size_px.unwrap().1, "{name}");
             assert_eq!(config.prior.kind == crate::PriorKind::Base, goal == "subject", "{name}");
-            assert_eq!(config.lora.text_encoder.targets == Targets::None, goal == "style", "{name}");
+            let is_frozen = config.lora.text_encoder.targets == Targets::None;
+            assert_eq!(is_frozen, goal == "style" || base == "sdxl", "{name}");
             let num_keys = leaves(&toml::from_str(text).unwrap()).len();
             assert!((9..=16).contains(&num_keys), "{name}: {num_keys} settings");
+        }
+    }
+
+    #[test]
+    fn a_preset_for_a_memory_changes_nothing_of_what_is_learned_but_the_batch() {
+        const MAY_SET: [&str; 6] = [
+            "model.device",
+            "model.dtype",
+            "model.weights",
+            "train.checkpointing",
+            "train.batch_size",
+            "train.accumulate",
+        ];
+        let for_memory: Vec<_> = PRESETS.into_iter().filter(|(name, _)| name.ends_with("gb")).collect();
+        assert_eq!(for_memory.len(), 4);
+        for (name, text) in for_memory {
+            for (key, _) in leaves(&toml::from_str(text).unwrap()) {
+                assert!(MAY_SET.contains(&key.as_str()), "{name} sets {key}");
+            }
+            assert!(text.contains(" GB"), "{name} says what it takes");
         }
     }
 
@@ -469,7 +507,7 @@ mod tests {
         layers.file(&path).unwrap();
         let plan = Plan::new(&layers.resolve().unwrap().config).unwrap();
         assert_eq!((plan.data.largest_px().0, plan.batch_size, plan.steps), (64, 4, 500));
-        assert!(plan.unet.is_some() && plan.text_encoder.is_some() && plan.warnings.is_empty());
+        assert!(plan.unet.is_some() && plan.learns_text() && plan.warnings.is_empty());
         let last = plan.schedule.ratio(499);
         assert!(last > 0.05 && last < 0.053, "{last}");
     }

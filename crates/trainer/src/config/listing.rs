@@ -7,7 +7,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::layers::{Origin, ResolvedConfig, leaves, one_line, value_text};
-use super::{Dtype, OptimizerKind, Targets, WeightDtype, keys::KEYS};
+use super::{Dtype, EmptyCaptions, OptimizerKind, Targets, WeightDtype, keys::KEYS};
 use crate::plan::{Plan, usual_snapshot_steps, usual_validation_steps};
 
 /// A setting: its value, or what stands in for one.
@@ -67,9 +67,16 @@ impl ResolvedConfig {
             "model.weights" if model.weights == WeightDtype::Auto => Some(match plan?.number_types.weights {
                 WeightType::Half => "the 16 bits of the file, or f16".to_owned(),
                 WeightType::Exactly(kept) => kept.as_str().to_owned(),
+                WeightType::Int8 => "int8".to_owned(),
             }),
             "lora.text_encoder.targets" if self.config.lora.text_encoder.targets == Targets::None => {
                 Some("the text encoder stays as it is".to_owned())
+            }
+            "lora.text_encoder_2.targets" if self.config.lora.text_encoder_2.targets == Targets::None => {
+                Some("a second text encoder stays as it is".to_owned())
+            }
+            "model.empty_captions" if model.empty_captions == EmptyCaptions::Auto => {
+                Some("zeros where the base asks for them, otherwise encoded".to_owned())
             }
             "lora.unet.targets" if self.config.lora.unet.targets == Targets::None => {
                 Some("the U-Net stays as it is".to_owned())
@@ -141,10 +148,13 @@ impl ResolvedConfig {
             "lora.max_norm" => "no limit".to_owned(),
             "lora.orthogonal" => "A learns".to_owned(),
             "lora.start_from" => "new factors".to_owned(),
-            "lora.unet.rank" | "lora.text_encoder.rank" => format!("{}, `lora.rank`", lora.rank),
+            "lora.unet.rank" | "lora.text_encoder.rank" | "lora.text_encoder_2.rank" => {
+                format!("{}, `lora.rank`", lora.rank)
+            }
             "lora.unet.alpha" => alpha(lora.unet.rank),
             "lora.text_encoder.alpha" => alpha(lora.text_encoder.rank),
-            "lora.unet.learning_rate" | "lora.text_encoder.learning_rate" => rate(),
+            "lora.text_encoder_2.alpha" => alpha(lora.text_encoder_2.rank),
+            key if key.ends_with(".learning_rate") => rate(),
             _ => "none".to_owned(),
         }
     }
@@ -271,7 +281,7 @@ mod tests {
             let found = settings.listing(Some(&plan)).into_iter().find(|setting| setting.key == key);
             found.unwrap().meaning.unwrap().split(',').next().unwrap().to_owned()
         };
-        let text = plan.text_encoder.as_ref().unwrap();
+        let text = plan.text_encoders[0].as_ref().unwrap();
         assert_eq!(meaning("lora.text_encoder.alpha"), text.alpha.to_string());
         assert_eq!(meaning("lora.text_encoder.rank"), text.rank.to_string());
         assert_eq!(meaning("lora.text_encoder.learning_rate"), format!("{:e}", text.learning_rate));

@@ -36,8 +36,10 @@ pub struct LoraConfig {
     pub start_from: Option<PathBuf>,
     /// The U-Net, which draws.
     pub unet: UnetConfig,
-    /// The text encoder, which reads the caption.
+    /// The text encoder, which reads the caption; the first, where the base has two.
     pub text_encoder: TextEncoderConfig,
+    /// The second text encoder, of a base that has two.
+    pub text_encoder_2: TextEncoderConfig,
 }
 
 /// `[lora.unet]`: factors in the U-Net.
@@ -60,7 +62,7 @@ pub struct UnetConfig {
     pub blocks: Vec<BlockConfig>,
 }
 
-/// `[lora.text_encoder]`: factors in the text encoder.
+/// `[lora.text_encoder]`, `[lora.text_encoder_2]`: factors in the text encoder. The number is that of a base's second one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TextEncoderConfig {
@@ -108,7 +110,15 @@ impl Default for LoraConfig {
             start_from: None,
             unet: UnetConfig::default(),
             text_encoder: TextEncoderConfig::default(),
+            text_encoder_2: TextEncoderConfig::default(),
         }
+    }
+}
+
+impl LoraConfig {
+    /// The sections of the text encoders, in the order of a base.
+    pub(crate) fn text_encoders(&self) -> [(&'static str, &TextEncoderConfig); 2] {
+        [("lora.text_encoder", &self.text_encoder), ("lora.text_encoder_2", &self.text_encoder_2)]
     }
 }
 

@@ -8,10 +8,11 @@ mod listing;
 mod lora;
 mod objective;
 mod optimizer;
+mod presets;
 mod run;
 
 use candle_core::DType;
-use loralei_model::{DeviceChoice, NumberTypes, Prediction, WeightType, ops};
+use loralei_model::{Base, DeviceChoice, NumberTypes, Prediction, WeightType, ops};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Violation;
@@ -22,7 +23,7 @@ pub use data::{
 pub(crate) use data::{RoleName, SourceConfig};
 pub(crate) use keys::{config_keys, full_key};
 pub use keys::{is_config_key, nearest_config_key};
-pub use layers::{ConfigLayers, Origin, PRESETS, ResolvedConfig};
+pub use layers::{ConfigLayers, Origin, ResolvedConfig};
 pub(crate) use layers::{one_line, value_text};
 pub use listing::ListedSetting;
 pub use lora::{BlockConfig, LoraConfig, Targets, TextEncoderConfig, UnetConfig};
@@ -30,15 +31,18 @@ pub use objective::{HuberSchedule, LossConfig, LossKind, NoiseConfig, Weighting}
 pub use optimizer::{
     Checkpointing, OptimizerConfig, OptimizerKind, ProdigyConfig, ScheduleConfig, ScheduleKind, StepsConfig,
 };
+pub use presets::{PRESETS, PresetNames};
 pub use run::{OutputConfig, SamplerName, SamplesConfig, ValidationConfig};
 
 /// All settings of a training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Built-in settings to start from: `subject-`, `style-` or `concept-` with `sd15` or `sd21` behind it, such as
-    /// `subject-sd15`; `subject-emoji`, `style-emoji`. The rest of the file overrides them. Unset: the defaults below.
-    pub preset: Option<String>,
+    /// Built-in settings to start from: `subject-`, `style-` or `concept-` with `sd15`, `sd21` or `sdxl` behind it, such as
+    /// `subject-sd15`; `subject-emoji`, `style-emoji`; for the memory of a card `sdxl-6gb`, `sdxl-8gb`, `sdxl-12gb`,
+    /// `sdxl-24gb`. Of a list, such as `["subject-sdxl", "sdxl-8gb"]`, later ones override earlier ones. The rest of the file
+    /// overrides all of them. Unset: the defaults below.
+    pub preset: Option<PresetNames>,
     /// The base model.
     pub model: ModelConfig,
     /// The images and what they show.
@@ -75,13 +79,20 @@ pub struct ModelConfig {
     pub base: String,
     /// What the base predicts, `epsilon` (noise) or `v` (velocity), where the base does not say it, or says it wrongly.
     pub prediction: Option<PredictionKind>,
+    /// Whether the last timestep is pure noise (zero terminal SNR, arXiv 2305.08891), where the base does not say it, or says it
+    /// wrongly. Only a base that predicts velocity can be so.
+    pub zero_terminal_snr: Option<bool>,
+    /// What the network is told for a caption without text, dropped ones too: `encoded`, what the text encoders make of it;
+    /// `zeros`, zeros in place of that; `auto`, zeros where the base asks for them.
+    pub empty_captions: EmptyCaptions,
     /// Number type in which the base computes: `f32`, `bf16` or `f16`. The factors are always trained in f32.
     /// Left out, it is that of the device: `f32` on the processor, `bf16` on a card, `f16` on cards without bf16.
     pub dtype: Option<Dtype>,
     /// Number type in which the frozen matrices and kernels are kept on the processor: `f32`, `bf16` or `f16`; they are
     /// multiplied in that of `dtype`. `auto` keeps 16-bit numbers of the file as they are and narrows wider ones to
     /// `f16`, or to `bf16` in a tensor with a number beyond the range of `f16`: half the memory of `f32`. On a card, and
-    /// with `ops = "generic"`, `auto` is `dtype`.
+    /// with `ops = "generic"`, `auto` is `dtype`. `int8`, also for cards, keeps each row of a linear layer's matrix in 8
+    /// bits with a scale, which is off by 0.8 %, and kernels of convolutions in 16 bits.
     pub weights: WeightDtype,
     /// What the factors of products are rounded to on the processor: `f32`, nothing; or `bf16`, which processors with
     /// AVX-512 BF16 multiply twice as fast; `weights = "auto"` is then `bf16`. Sums, norms and the LoRA factors stay
@@ -101,6 +112,8 @@ impl Default for ModelConfig {
         Self {
             base: "emoji".to_string(),
             prediction: None,
+            zero_terminal_snr: None,
+            empty_captions: EmptyCaptions::Auto,
             dtype: None,
             weights: WeightDtype::Auto,
             compute: Compute::F32,
@@ -146,13 +159,15 @@ pub enum WeightDtype {
     Bf16,
     /// 16-bit IEEE.
     F16,
+    /// Matrices of linear layers in 8 bits with a scale for each row; kernels of convolutions in 16 bits.
+    Int8,
 }
 
 impl WeightDtype {
     /// The number types of a base that computes in `dtype`, on the processor or on a card.
     ///
     /// # Errors
-    /// On a card, another type than `dtype`.
+    /// On a card, another float type than `dtype`.
     pub fn number_types(self, dtype: Dtype, ops: Ops, is_cpu: bool) -> Result<NumberTypes, Violation> {
         let weights = match self {
             Self::Auto if is_cpu && ops == Ops::Auto => WeightType::Half,
@@ -160,6 +175,7 @@ impl WeightDtype {
             Self::F32 => WeightType::Exactly(DType::F32),
             Self::Bf16 => WeightType::Exactly(DType::BF16),
             Self::F16 => WeightType::Exactly(DType::F16),
+            Self::Int8 => WeightType::Int8,
         };
         let types = NumberTypes { activations: dtype.into(), weights };
         match weights {
@@ -167,7 +183,7 @@ impl WeightDtype {
                 key: "model.weights".to_string(),
                 problem: format!("{} on a card that computes in {}", kept.as_str(), types.activations.as_str()),
                 hint: format!(
-                    "leave it at \"auto\", or compute in {} too: weights on a card have the type in which the base computes",
+                    "leave it at \"auto\", or compute in {} too: weights on a card have the type in which the base computes, or are \"int8\"",
                     kept.as_str()
                 ),
             }),
@@ -237,6 +253,30 @@ impl From<PredictionKind> for Prediction {
         match kind {
             PredictionKind::Epsilon => Prediction::Epsilon,
             PredictionKind::V => Prediction::VPrediction,
+        }
+    }
+}
+
+/// What stands for a caption without text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmptyCaptions {
+    /// What the base asks for.
+    #[default]
+    Auto,
+    /// Zeros.
+    Zeros,
+    /// What the text encoders make of it.
+    Encoded,
+}
+
+impl EmptyCaptions {
+    /// Whether zeros stand for it with `base`.
+    pub fn are_zeros(self, base: &Base) -> bool {
+        match self {
+            Self::Auto => base.zeros_for_empty_prompt(),
+            Self::Zeros => true,
+            Self::Encoded => false,
         }
     }
 }

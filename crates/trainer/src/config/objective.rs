@@ -40,7 +40,8 @@ pub struct LossConfig {
     /// 2310.08442), which counts noisy ones more; `v-like-noise`, for a base that predicts velocity to be weighted as if it
     /// predicted noise.
     pub weighting: Weighting,
-    /// Gamma of `min-snr`.
+    /// Gamma of `min-snr`. The signal-to-noise ratio is that of the latents as they are trained on: of the rescaled schedule where
+    /// the last timestep is pure noise.
     pub min_snr_gamma: f64,
     /// Adds this times the loss that a velocity prediction of the same error would have. 0 turns it off.
     pub v_pred_like_loss: f64,

@@ -29,7 +29,7 @@ pub struct SamplesConfig {
     pub steps: usize,
     /// How strictly a picture follows its prompt; 1 or less: as the base would draw without guidance.
     pub guidance_scale: f64,
-    /// `ddim`, `euler-a`, `dpmpp-2m` or `unipc`.
+    /// `ddim`, `euler-a`, `dpmpp-2m`, `unipc` or `euler`.
     pub sampler: SamplerName,
 }
 
@@ -141,7 +141,8 @@ impl Serialize for SamplerName {
 impl<'de> Deserialize<'de> for SamplerName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        let unknown = || de::Error::invalid_value(de::Unexpected::Str(&name), &"ddim, euler-a, dpmpp-2m or unipc");
+        let unknown =
+            || de::Error::invalid_value(de::Unexpected::Str(&name), &"ddim, euler-a, dpmpp-2m, unipc or euler");
         SamplerKind::from_name(&name).map(Self).ok_or_else(unknown)
     }
 }

@@ -6,7 +6,7 @@ mod text;
 use std::path::Path;
 
 use loralei_data::DataError;
-use loralei_model::{BaseDescription, TrainingSize};
+use loralei_model::{BaseDescription, TrainingSize, WeightBytes};
 
 use crate::config::{Checkpointing, PRESETS, Targets, TrainConfig};
 use crate::error::TrainError;
@@ -190,10 +190,11 @@ impl<'a> Choice<'a> {
                 width_px: self.size_px,
                 height_px: self.size_px,
                 batch_size,
-                text_encoder: config.lora.text_encoder.targets != Targets::None,
+                text_encoders: [config.lora.text_encoder.targets != Targets::None, false],
                 rank: config.lora.rank,
                 recompute,
-                bytes_per_weight: 2,
+                is_cpu: true,
+                bytes_per_weight: WeightBytes::alike(2),
                 bytes_per_number: 4,
             })
         };
@@ -208,7 +209,11 @@ impl<'a> Choice<'a> {
         self.batch_size = batches.filter(|batch| fits(*batch, self.recompute)).max().unwrap_or(1);
         let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
         let taken = bytes(self.batch_size, self.recompute);
-        let problem = if taken > room { "; it may not fit: a smaller size, or `model.dtype = \"bf16\"`" } else { "" };
+        let problem = if taken > room {
+            "; it may not fit: a smaller size, `model.weights = \"int8\"` or `model.dtype = \"bf16\"`"
+        } else {
+            ""
+        };
         let recompute = if self.recompute { ", with checkpointing" } else { "" };
         self.chosen.push(format!(
             "batch {}{recompute}: about {} of {} that are free{problem}",
@@ -275,13 +280,21 @@ fn preset_and_size(request: &FirstConfigRequest<'_>, goal: Goal) -> (&'static st
     let (family, size_px, why) = match request.description {
         _ if request.base == "emoji" => ("emoji", 64, "the bundled base draws 64 px".to_owned()),
         Some(base) => {
-            let family = if base.family == "Stable Diffusion 2.x" { "sd21" } else { "sd15" };
+            let family = match base.family {
+                "Stable Diffusion XL" => "sdxl",
+                "Stable Diffusion 2.x" => "sd21",
+                _ => "sd15",
+            };
             (family, base.native_size_px, format!("the base is {}", base.family))
         }
         None => {
             let name = request.base.to_lowercase();
-            let is_second = ["stable-diffusion-2", "sd2", "v2-1", "v2.1"].iter().any(|mark| name.contains(mark));
-            match (is_second, name.contains("base") || name.contains("512")) {
+            let has = |marks: &[&str]| marks.iter().any(|mark| name.contains(mark));
+            let is_second = has(&["stable-diffusion-2", "sd2", "v2-1", "v2.1"]);
+            match (is_second, has(&["base", "512"])) {
+                _ if is_named_xl(request.base) => {
+                    ("sdxl", 1024, "by the name of the base, which is not here".to_owned())
+                }
                 (true, false) => ("sd21", 768, "by the name of the base, which is not here".to_owned()),
                 (true, true) => ("sd21", 512, "by the name of the base, which is not here".to_owned()),
                 _ => ("sd15", 512, "the base is not here: taken for Stable Diffusion 1.x".to_owned()),
@@ -293,6 +306,11 @@ fn preset_and_size(request: &FirstConfigRequest<'_>, goal: Goal) -> (&'static st
     let wanted = format!("{}-{family}", goal.name());
     let preset = PRESETS.iter().map(|(name, _)| *name).find(|name| *name == wanted);
     (preset.unwrap_or("subject-sd15"), size_px, why)
+}
+
+/// Whether a base that nothing else is known of is probably SDXL: the last part of its name says XL.
+pub(crate) fn is_named_xl(base: &str) -> bool {
+    base.rsplit(['/', '\\']).next().is_some_and(|name| name.to_lowercase().contains("xl"))
 }
 
 fn preset_config(name: &str) -> TrainConfig {
@@ -308,7 +326,7 @@ mod tests {
     use loralei_model::{Base, BaseSource};
 
     use super::*;
-    use crate::config::ConfigLayers;
+    use crate::config::{ConfigLayers, PresetNames};
     use crate::plan::Plan;
 
     /// `count` pictures with the caption that `caption` makes of their number.
@@ -358,12 +376,30 @@ mod tests {
         let colours = ["red", "green", "teal", "pink"];
         let one = |i: usize| format!("zwx standing, {}", colours[i % 4]);
         let preset = |folder: &tempfile::TempDir| config(&request(folder.path())).preset.unwrap();
-        assert_eq!(preset(&pictures(5, one)), "subject-sd15");
-        assert_eq!(preset(&pictures(41, one)), "concept-sd15");
-        assert_eq!(preset(&pictures(5, |i| format!("thing{i}"))), "style-sd15");
+        let named = |name: &str| PresetNames::One(name.to_owned());
+        assert_eq!(preset(&pictures(5, one)), named("subject-sd15"));
+        assert_eq!(preset(&pictures(41, one)), named("concept-sd15"));
+        assert_eq!(preset(&pictures(5, |i| format!("thing{i}"))), named("style-sd15"));
         let folder = pictures(5, one);
         let said = FirstConfigRequest { goal: Some(Goal::Style), ..request(folder.path()) };
-        assert_eq!(config(&said).preset.as_deref(), Some("style-sd15"));
+        assert_eq!(config(&said).preset, Some(named("style-sd15")));
+    }
+
+    #[test]
+    fn a_base_of_sdxl_gets_its_preset_and_its_size_whether_it_is_here_or_only_named() {
+        let folder = pictures(5, |i| format!("zwx standing, thing{i}"));
+        let named = FirstConfigRequest { base: "stabilityai/stable-diffusion-xl-base-1.0", ..request(folder.path()) };
+        let found = config(&named);
+        assert_eq!(found.preset, Some(PresetNames::One("subject-sdxl".to_owned())));
+        assert_eq!((found.data.size_px, found.train.checkpointing), (1024, Checkpointing::Block));
+
+        let golden = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/sdxl/base"));
+        let base = Base::open(BaseSource::Folder(golden), None, DType::F32, &Device::Cpu).unwrap();
+        let description = BaseDescription::of(&base).unwrap();
+        let here = FirstConfigRequest { description: Some(&description), goal: Some(Goal::Style), ..named };
+        let found = config(&here);
+        assert_eq!(found.preset, Some(PresetNames::One("style-sdxl".to_owned())));
+        assert_eq!(found.data.size_px, base.native_size_px());
     }
 
     #[test]
@@ -384,14 +420,15 @@ mod tests {
         let rank = preset_config("style-sd15").lora.rank;
         let taken = |batch_size: usize, recompute: bool| {
             let (width_px, height_px) = (size_px, size_px);
-            let (bytes_per_weight, bytes_per_number, text_encoder) = (2, 4, false);
+            let (bytes_per_weight, bytes_per_number, text_encoders) = (WeightBytes::alike(2), 4, [false; 2]);
             let size = TrainingSize {
                 width_px,
                 height_px,
                 batch_size,
-                text_encoder,
+                text_encoders,
                 rank,
                 recompute,
+                is_cpu: true,
                 bytes_per_weight,
                 bytes_per_number,
             };

@@ -35,6 +35,11 @@ impl Arguments {
         self.values.get(key).and_then(number)
     }
 
+    /// Whether an option is there and true, which others may still ask.
+    pub(super) fn peek_flag(&self, key: &str) -> bool {
+        self.values.get(key).and_then(flag) == Some(true)
+    }
+
     /// A number, 0 too.
     pub(super) fn number(&mut self, key: &str) -> Option<f64> {
         self.checked(key, "is not a number", number)

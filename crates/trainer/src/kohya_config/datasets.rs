@@ -252,7 +252,26 @@ impl Import {
         self.name_after_images(&subjects);
         self.prior(datasets, !classes.is_empty());
         self.masks(datasets);
+        self.narrow_buckets(datasets);
         self.left_of(datasets);
+    }
+
+    /// kohya's usual longest side is 1024 px, whatever the resolution.
+    fn narrow_buckets(&mut self, datasets: &Datasets) {
+        let is_narrow = |subset: &Subset| {
+            let size_px =
+                subset.value("resolution").and_then(size_px).map(|(width_px, height_px)| width_px.max(height_px));
+            let longest_px = subset.count("max_bucket_reso").unwrap_or(1024);
+            let size_px = size_px.filter(|size_px| subset.flag("enable_bucket") && longest_px <= *size_px)?;
+            Some((size_px, longest_px))
+        };
+        if let Some((size_px, longest_px)) = datasets.subsets.iter().find_map(is_narrow) {
+            self.warn(format!(
+                "max_bucket_reso is {longest_px} at a resolution of {size_px}: images that are not square get fewer pixels than \
+                 square ones; set `data.bucket_max_px` to {} to keep them",
+                2 * size_px
+            ));
+        }
     }
 
     /// A folder of Windows has no last part on other systems, and a run is named after that.

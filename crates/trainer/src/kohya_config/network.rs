@@ -5,11 +5,20 @@ use toml::Value;
 use super::Import;
 use super::arguments::{number, numbers};
 use super::blocks::{NUM_BLOCKS, UnetBlocks, lr_weights};
+use crate::first_config::is_named_xl;
 
 /// kohya's rank where none is set.
 const USUAL_DIM: i64 = 4;
+/// Blocks that it counts in SDXL's U-Net.
+const SDXL_BLOCKS: usize = 23;
 /// Its alpha where none is set.
 const USUAL_ALPHA: f64 = 1.0;
+
+/// Keys of the text encoders: which layers, at which rate.
+const TEXT_ENCODERS: [(&str, &str); 2] = [
+    ("lora.text_encoder.targets", "lora.text_encoder.learning_rate"),
+    ("lora.text_encoder_2.targets", "lora.text_encoder_2.learning_rate"),
+];
 
 impl Import {
     pub(super) fn model(&mut self) {
@@ -18,6 +27,9 @@ impl Import {
         }
         if self.arguments.flag("v_parameterization") {
             self.carry("model.prediction", "v", "v_parameterization");
+        }
+        if self.arguments.flag("zero_terminal_snr") {
+            self.carry("model.zero_terminal_snr", true, "zero_terminal_snr");
         }
         if let Some(skip) = self.arguments.count("clip_skip").filter(|skip| *skip > 1) {
             self.leave("clip_skip", &skip.into(), "captions are read from the text encoder's last layer");
@@ -78,7 +90,8 @@ impl Import {
         let unet_only = self.arguments.flag("network_train_unet_only");
         let text_only = self.arguments.flag("network_train_text_encoder_only");
         let unet_rate = self.arguments.number("unet_lr");
-        let text_rate = self.text_encoder_rate();
+        let (text_rate, is_sdxl) = (self.text_encoder_rate(), self.is_sdxl());
+        let encoders = if is_sdxl { &TEXT_ENCODERS[..] } else { &TEXT_ENCODERS[..1] };
         if text_only || unet_rate == Some(0.0) {
             let from = if text_only { "kohya: network_train_text_encoder_only" } else { "kohya: unet_lr = 0" };
             self.set("lora.unet.targets", "none", from);
@@ -96,19 +109,35 @@ impl Import {
         }
         if unet_only || text_rate == Some(0.0) {
             let from = if unet_only { "kohya: network_train_unet_only" } else { "kohya: text_encoder_lr = 0" };
-            self.set("lora.text_encoder.targets", "none", from);
+            encoders.iter().for_each(|(targets, _)| self.set(targets, "none", from));
         } else {
-            self.set("lora.text_encoder.targets", "full", "kohya trains it, unless it is told not to");
-            if let Some(rate) = text_rate {
-                self.carry("lora.text_encoder.learning_rate", rate, "text_encoder_lr");
+            for (targets, learning_rate) in encoders {
+                self.set(targets, "full", "kohya trains it, unless it is told not to");
+                if let Some(rate) = text_rate {
+                    self.carry(learning_rate, rate, "text_encoder_lr");
+                }
             }
         }
     }
 
-    /// Newer versions take a list, one rate for each encoder.
+    /// Whether the base has two text encoders, as far as the options tell.
+    fn is_sdxl(&self) -> bool {
+        let base = self.settings.iter().find(|carried| carried.key == "model.base");
+        let name = base.and_then(|carried| carried.value.as_str()).unwrap_or_default();
+        self.arguments.peek_flag("sdxl") || is_named_xl(name)
+    }
+
+    /// Newer versions take a list, of which this kind of network uses the first.
     fn text_encoder_rate(&mut self) -> Option<f64> {
         let value = self.arguments.raw("text_encoder_lr").filter(|value| value.as_str() != Some(""))?;
         let rate = value.as_array().map_or(Some(&value), |rates| rates.first()).and_then(number);
+        let others = value.as_array().into_iter().flatten().filter_map(number);
+        if rate.is_some_and(|rate| others.into_iter().any(|other| other.to_bits() != rate.to_bits())) {
+            self.warn(
+                "text_encoder_lr has several rates: kohya takes the first for all text encoders, and so does this file; here each \
+                 can have its own",
+            );
+        }
         if rate.is_none() {
             self.leave("text_encoder_lr", &value, "is not a number");
         }
@@ -141,7 +170,12 @@ impl Import {
                 ("conv_block_dims", _, Some(list)) if list.len() == NUM_BLOCKS => blocks.conv_ranks = Some(list),
                 ("conv_block_alphas", _, Some(list)) if list.len() == NUM_BLOCKS => blocks.conv_alphas = Some(list),
                 ("block_dims" | "block_alphas" | "conv_block_dims" | "conv_block_alphas", _, Some(list)) => {
-                    let reason = format!("{} numbers, and this U-Net has {NUM_BLOCKS} blocks", list.len());
+                    let reason = match list.len() {
+                        SDXL_BLOCKS => {
+                            "blocks of SDXL are not carried over: `[[lora.unet.blocks]]` names them".to_owned()
+                        }
+                        count => format!("{count} numbers, and this U-Net has {NUM_BLOCKS} blocks"),
+                    };
                     self.leave(&place, &value, reason);
                 }
                 ("down_lr_weight", ..) if blocks.set_down(lr_weights(&text)) => {}

@@ -28,13 +28,13 @@ const PICTURES: &str = "pictures are cropped to their centre and keep their colo
 const HUB: &str = "nothing is uploaded";
 const WANDB: &str = "figures go to `metrics.jsonl`, and to TensorBoard with `output.tensorboard`";
 const ACCELERATE: &str = "one process trains";
-const OF_OTHER_MODELS: &str = "for models that are not trained here";
 const STATE: &str = "every snapshot has its state: `output.save_every_steps`";
 const TITLE: &str = "the adapter's metadata are made from the run";
+const VERSION: &str = "which version a base is of is read from its files";
 const SUBSETS: &str = "not there: a caption is dropped by chance, `data.captions.dropout`";
 
 /// Options without a setting here, and why.
-const REASONS: [(&str, &str); 95] = [
+const REASONS: [(&str, &str); 94] = [
     ("adafactor", "there is no such schedule"),
     ("alpha_mask", "set `data.alpha` to \"mask\""),
     ("base_weights", "an adapter is not merged into the base for training"),
@@ -90,7 +90,7 @@ const REASONS: [(&str, &str); 95] = [
     ("metadata_trigger_phrase", "set `data.trigger`, which is written into the adapter"),
     ("mixed_precision", DEVICE_TYPE),
     ("network_multiplier", "factors are trained at their own strength"),
-    ("no_half_vae", "images are encoded in the number type of the base"),
+    ("no_half_vae", "the autoencoder always computes in f32"),
     ("no_metadata", "the adapter always says how it was made"),
     ("output_config", "`loralei train --print-config` prints the settings"),
     ("persistent_data_loader_workers", LOADING),
@@ -99,7 +99,7 @@ const REASONS: [(&str, &str); 95] = [
     ("resume", "`loralei train --resume` goes on from a snapshot of its own"),
     ("sample_at_first", "pictures are drawn before the first step anyway"),
     ("sample_every_n_epochs", BY_EPOCH),
-    ("sample_sampler", "there is no such sampler: ddim, euler-a, dpmpp-2m, unipc"),
+    ("sample_sampler", "there is no such sampler: ddim, euler-a, dpmpp-2m, unipc, euler"),
     ("save_every_n_epochs", BY_EPOCH),
     ("save_last_n_epochs", OFTEN),
     ("save_last_n_epochs_state", OFTEN),
@@ -110,7 +110,7 @@ const REASONS: [(&str, &str); 95] = [
     ("save_state", STATE),
     ("save_state_on_train_end", STATE),
     ("sdpa", ATTENTION),
-    ("sdxl", OF_OTHER_MODELS),
+    ("sdxl", VERSION),
     ("secondary_separator", "not there: tags with a comma inside cannot be told"),
     ("skip_cache_check", CACHED),
     ("skip_image_resolution", "small images are not left out; `data.no_upscale` keeps them at their size"),
@@ -120,7 +120,7 @@ const REASONS: [(&str, &str); 95] = [
     ("tokenizer_cache_dir", "the tokenizer is inside the program"),
     ("torch_compile", "nothing is compiled while it runs"),
     ("training_comment", "set `output.description`"),
-    ("v2", "which version a base is of is read from its files"),
+    ("v2", VERSION),
     ("vae", "the autoencoder of the base is used"),
     ("vae_batch_size", CACHED),
     ("validate_every_n_epochs", BY_EPOCH),
@@ -129,7 +129,6 @@ const REASONS: [(&str, &str); 95] = [
     ("wandb_run_name", WANDB),
     ("weighted_captions", "captions are taken as they are, brackets and all"),
     ("xformers", ATTENTION),
-    ("zero_terminal_snr", "the noise schedule is the base's"),
 ];
 
 /// Options in `network_args`.
@@ -209,6 +208,7 @@ impl Import {
         match sampler.as_str() {
             "ddim" => self.carry("samples.sampler", "ddim", "sample_sampler"),
             "euler_a" | "k_euler_a" => self.carry("samples.sampler", "euler-a", "sample_sampler"),
+            "euler" | "k_euler" => self.carry("samples.sampler", "euler", "sample_sampler"),
             "dpmsolver++" => self.carry("samples.sampler", "dpmpp-2m", "sample_sampler"),
             _ => self.leave("sample_sampler", &sampler.into(), reason("sample_sampler").unwrap_or_default()),
         }

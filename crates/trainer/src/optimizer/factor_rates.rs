@@ -11,15 +11,15 @@ pub(crate) struct FactorRates {
     pub(crate) full: BTreeMap<String, f64>,
     /// The one that progress shows.
     pub(crate) shown: f64,
-    /// Steps after which the text encoders' factors stay as they are; `None` if they learn to the end.
-    pub(crate) text_encoder_steps: Option<u64>,
+    /// Steps after which each text encoder's factors stay as they are; `None` if they learn to the end.
+    pub(crate) text_encoder_steps: [Option<u64>; 2],
 }
 
 impl FactorRates {
     /// One rate for all factors under `keys`, to the end.
     pub(crate) fn uniform<'a>(keys: impl IntoIterator<Item = &'a String>, rate: f64) -> Self {
         let full = keys.into_iter().map(|key| (key.clone(), rate)).collect();
-        Self { full, shown: rate, text_encoder_steps: None }
+        Self { full, shown: rate, text_encoder_steps: [None; 2] }
     }
 
     /// Full rate of the factor under `key`; 0 of a factor that is not known.
@@ -29,7 +29,7 @@ impl FactorRates {
 
     /// Whether the factor under `key` moves in `step`, counted from 0.
     pub(crate) fn moves(&self, key: &str, step: u64) -> bool {
-        let is_text = || Component::of_module(key).is_some_and(Component::is_text_encoder);
-        self.text_encoder_steps.is_none_or(|steps| step < steps || !is_text())
+        let index = Component::of_module(key).and_then(Component::text_encoder_index);
+        index.and_then(|index| self.text_encoder_steps[index]).is_none_or(|steps| step < steps)
     }
 }

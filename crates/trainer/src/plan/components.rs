@@ -52,17 +52,20 @@ impl ComponentPlan {
 }
 
 impl Checks {
+    /// Those of the U-Net, then of the text encoders.
     pub(super) fn components(
         &mut self,
         lora: &LoraConfig,
         learning_rate: f64,
-    ) -> (Option<ComponentPlan>, Option<ComponentPlan>) {
-        let (unet, text) = (&lora.unet, &lora.text_encoder);
-        if text.targets == Targets::CrossAttention {
-            let hint = "use \"attention\", \"full\", \"none\" or a list of patterns";
-            self.refuse("lora.text_encoder.targets", "the text encoder has no cross-attention", hint);
+    ) -> (Option<ComponentPlan>, [Option<ComponentPlan>; 2]) {
+        let (unet, texts) = (&lora.unet, lora.text_encoders());
+        for (section, text) in texts {
+            if text.targets == Targets::CrossAttention {
+                let hint = "use \"attention\", \"full\", \"none\" or a list of patterns";
+                self.refuse(&format!("{section}.targets"), "the text encoder has no cross-attention", hint);
+            }
         }
-        if unet.targets == Targets::None && text.targets == Targets::None {
+        if unet.targets == Targets::None && texts.iter().all(|(_, text)| text.targets == Targets::None) {
             let problem = "nothing to train: the text encoder's targets are \"none\" as well";
             self.refuse("lora.unet.targets", problem, "set one of them to \"attention\" or \"full\"");
         }
@@ -76,15 +79,19 @@ impl Checks {
             learning_rate: unet.learning_rate,
             blocks: &unet.blocks,
         };
-        let text = Component {
-            section: "lora.text_encoder",
-            targets: &text.targets,
-            rank: text.rank,
-            alpha: text.alpha,
-            learning_rate: text.learning_rate,
-            blocks: &text.blocks,
-        };
-        (self.component(unet, lora, learning_rate), self.component(text, lora, learning_rate))
+        let unet = self.component(unet, lora, learning_rate);
+        let text_encoders = texts.map(|(section, text)| {
+            let text = Component {
+                section,
+                targets: &text.targets,
+                rank: text.rank,
+                alpha: text.alpha,
+                learning_rate: text.learning_rate,
+                blocks: &text.blocks,
+            };
+            self.component(text, lora, learning_rate)
+        });
+        (unet, text_encoders)
     }
 
     fn component(&mut self, own: Component<'_>, lora: &LoraConfig, learning_rate: f64) -> Option<ComponentPlan> {

@@ -13,11 +13,11 @@ mod output;
 use std::path::PathBuf;
 
 use crate::config::{
-    Checkpointing, Compute, Dtype, LossConfig, NoiseConfig, Ops, SamplesConfig, StepsConfig, TrainConfig,
+    Checkpointing, Compute, Dtype, EmptyCaptions, LossConfig, NoiseConfig, Ops, SamplesConfig, StepsConfig, TrainConfig,
 };
 use crate::error::TrainError;
 use crate::learning_rate::LearningRateSchedule;
-use loralei_model::{DeviceChoice, DropoutRates, NumberTypes, Prediction, TrainingSize};
+use loralei_model::{DeviceChoice, DropoutRates, NumberTypes, Prediction, ScheduleOverride, TrainingSize};
 
 pub(crate) use checks::Checks;
 pub use components::{BlockPlan, ComponentPlan};
@@ -57,8 +57,10 @@ impl From<&str> for BaseChoice {
 pub struct Plan {
     /// The base model.
     pub base: BaseChoice,
-    /// What the base predicts, against or instead of what it says.
-    pub prediction: Option<Prediction>,
+    /// Its noising process, against or instead of what it says.
+    pub noising: ScheduleOverride,
+    /// What stands for a caption without text.
+    pub empty_captions: EmptyCaptions,
     /// Number type in which the base computes.
     pub dtype: Dtype,
     /// That, and how the frozen weights are kept.
@@ -75,8 +77,8 @@ pub struct Plan {
     pub data: DataPlan,
     /// Factors in the U-Net; `None` if it stays frozen. At least one component is trained.
     pub unet: Option<ComponentPlan>,
-    /// Factors in the text encoder; `None` if it stays frozen.
-    pub text_encoder: Option<ComponentPlan>,
+    /// Factors in each text encoder, in the order of the base; `None` for one that stays frozen, or that the base does not have.
+    pub text_encoders: [Option<ComponentPlan>; 2],
     /// How a step moves the factors.
     pub optimizer: OptimizerPlan,
     /// What the factors leave out while they train.
@@ -135,8 +137,8 @@ impl Plan {
         let base = checks.base(&config.model.base);
         let (dtype, number_types) = checks.number_types(&config.model);
         let data = checks.data(&config.data);
-        let (unet, text_encoder) = checks.components(&config.lora, config.optimizer.full_learning_rate());
-        let optimizer = checks.optimizer(config, unet.as_ref(), text_encoder.as_ref());
+        let (unet, text_encoders) = checks.components(&config.lora, config.optimizer.full_learning_rate());
+        let optimizer = checks.optimizer(config, unet.as_ref(), &text_encoders);
         let (dropout, start_from) = (checks.dropout(&config.lora), checks.start_from(&config.lora));
         checks.orthogonal(&config.lora, &config.optimizer);
         let (noise, loss) = (checks.noise(&config.noise), checks.loss(&config.loss));
@@ -152,7 +154,11 @@ impl Plan {
         let StepsConfig { steps, epochs, batch_size, accumulate, seed, checkpointing } = config.train;
         Ok(Self {
             base,
-            prediction: config.model.prediction.map(Prediction::from),
+            noising: ScheduleOverride {
+                prediction: config.model.prediction.map(Prediction::from),
+                zero_terminal_snr: config.model.zero_terminal_snr,
+            },
+            empty_captions: config.model.empty_captions,
             dtype,
             number_types,
             device: config.model.device,
@@ -161,7 +167,7 @@ impl Plan {
             tf32: config.model.tf32,
             data,
             unet,
-            text_encoder,
+            text_encoders,
             optimizer,
             dropout,
             start_from,
@@ -194,12 +200,23 @@ impl Plan {
             width_px,
             height_px,
             batch_size: self.batch_size,
-            text_encoder: self.text_encoder.is_some(),
+            text_encoders: self.text_encoders.each_ref().map(Option::is_some),
             rank: self.unet.as_ref().map_or(0, ComponentPlan::largest_rank),
             recompute: self.checkpointing == Checkpointing::Block,
+            is_cpu: self.device == DeviceChoice::Cpu,
             bytes_per_weight: self.number_types.weight_bytes(),
             bytes_per_number: candle_core::DType::from(self.dtype).size_in_bytes() as u64,
         }
+    }
+
+    /// Whether a text encoder learns.
+    pub fn learns_text(&self) -> bool {
+        self.text_encoders.iter().any(Option::is_some)
+    }
+
+    /// The parts of the base that learn: the U-Net, then the text encoders.
+    pub(crate) fn components(&self) -> impl Iterator<Item = &ComponentPlan> {
+        self.unet.iter().chain(self.text_encoders.iter().flatten())
     }
 
     /// Whether class images are learned from.
@@ -273,6 +290,8 @@ mod tests {
             "lora.unet.targets=[]",
             "lora.text_encoder.targets=[\"*.q_proj\", \" \"]",
             "lora.text_encoder.targets=cross-attention",
+            "lora.text_encoder_2.targets=cross-attention",
+            "lora.text_encoder_2.learning_rate=0",
             "lora.unet.targets=none",
             "lora.dropout=1",
             "lora.rank_dropout=-0.1",
@@ -303,6 +322,7 @@ mod tests {
             "lora.max_norm=0",
             "lora.text_encoder.stop_after=0",
             "lora.text_encoder.stop_after=1.5",
+            "lora.text_encoder_2.stop_after=0",
             "schedule.final_ratio=1.5",
             "train.steps=0",
             "train.batch_size=0",
@@ -367,6 +387,9 @@ mod tests {
         assert_eq!(kept(&["model.ops=generic"]), exactly(Dtype::F32));
         assert_eq!(kept(&["model.device=metal", "model.dtype=f16"]), exactly(Dtype::F16));
         assert_eq!(kept(&["model.device=metal", "model.dtype=f32", "model.weights=f32"]), exactly(Dtype::F32));
+        for sets in [&["model.weights=int8"][..], &["model.weights=int8", "model.device=metal", "model.dtype=bf16"]] {
+            assert_eq!(kept(sets), WeightType::Int8, "{sets:?}");
+        }
         let error = plan(&["model.device=metal", "model.dtype=bf16", "model.weights=f16"]).unwrap_err();
         assert_eq!(error.to_string(), "`model.weights`: f16 on a card that computes in bf16");
         assert!(error.hint().unwrap().contains("auto") && error.exit_code() == 2);
@@ -387,7 +410,8 @@ mod tests {
     #[test]
     fn a_fixed_a_is_refused_beside_what_is_about_learning_it() {
         let fixed = plan(&["lora.orthogonal=3", "lora.text_encoder.targets=attention"]).unwrap();
-        assert_eq!([fixed.unet, fixed.text_encoder].map(|component| component.unwrap().subspace), [Some(3); 2]);
+        let [text_encoder, _] = fixed.text_encoders;
+        assert_eq!([fixed.unet, text_encoder].map(|component| component.unwrap().subspace), [Some(3); 2]);
         let others = [
             ("lora.start_from=a.safetensors", "lora.start_from"),
             ("optimizer.loraplus_ratio=16", "optimizer.loraplus_ratio"),
@@ -413,7 +437,7 @@ mod tests {
         };
         let unet = component(8, 8.0, 2e-3);
         assert_eq!(inherited.unet, Some(unet.clone()));
-        assert_eq!(inherited.text_encoder, Some(ComponentPlan { targets: Targets::Full, ..unet }));
+        assert_eq!(inherited.text_encoders, [Some(ComponentPlan { targets: Targets::Full, ..unet }), None]);
 
         let own = plan(&[
             "lora.rank=8",
@@ -422,14 +446,16 @@ mod tests {
             "lora.text_encoder.rank=2",
             "lora.text_encoder.alpha=1",
             "lora.text_encoder.learning_rate=5e-5",
+            "lora.text_encoder_2.targets=attention",
+            "lora.text_encoder_2.rank=3",
         ])
         .unwrap();
-        let (unet, text) = (component(16, 16.0, 1e-4), component(2, 1.0, 5e-5));
-        assert_eq!((own.unet, own.text_encoder), (Some(unet), Some(text)));
+        let texts = [component(2, 1.0, 5e-5), component(3, 3.0, 1e-4)];
+        assert_eq!((own.unet, own.text_encoders), (Some(component(16, 16.0, 1e-4)), texts.map(Some)));
 
         let shared_alpha = plan(&["lora.alpha=3", "lora.unet.rank=16"]).unwrap();
         assert_eq!(shared_alpha.unet.map(|unet| (unet.rank, unet.alpha)), Some((16, 3.0)));
-        assert_eq!(shared_alpha.text_encoder, None);
+        assert_eq!(shared_alpha.text_encoders, [None, None]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `[noise]` and `[loss]`, checked.
 
-use loralei_model::{NoiseSchedule, Prediction};
+use loralei_model::{Base, NoiseSchedule, Prediction};
 
 use super::Plan;
 use super::checks::Checks;
@@ -56,6 +56,30 @@ impl Checks {
 }
 
 impl Plan {
+    /// Checks what only the base can tell.
+    ///
+    /// # Errors
+    /// The first setting that does not go with this base.
+    pub(crate) fn check_base(&self, base: &Base) -> Result<(), Violation> {
+        if base.num_text_encoders() < 2 && self.text_encoders[1].is_some() {
+            return Err(Violation {
+                key: "lora.text_encoder_2.targets".to_owned(),
+                problem: "the base has one text encoder".to_owned(),
+                hint: "set it to \"none\"; the one is `lora.text_encoder`".to_owned(),
+            });
+        }
+        self.check_objective(&base.noise_schedule())
+    }
+
+    /// What is allowed with a base of this schedule but will not do what it is for.
+    pub(crate) fn objective_warning(&self, schedule: &NoiseSchedule) -> Option<String> {
+        (self.loss.weighting == Weighting::MinSnr && schedule.config().rescale_betas_zero_snr).then(|| {
+            "`loss.weighting` \"min-snr\" all but leaves out the noisiest timesteps, which zero terminal SNR is for: their weight \
+             is SNR / (SNR + 1)"
+                .to_owned()
+        })
+    }
+
     /// Checks what only the base can tell: how many timesteps there are and what is predicted.
     ///
     /// # Errors
@@ -78,6 +102,13 @@ impl Plan {
             return refused("noise.min_timestep", problem, hint);
         }
         let predicts_v = schedule.prediction() == Prediction::VPrediction;
+        if schedule.config().rescale_betas_zero_snr && !predicts_v {
+            let problem = "of pure noise there is nothing to predict but itself: zero terminal SNR needs a base that predicts velocity";
+            let hint = "set `model.prediction` to \"v\" if the base does, otherwise `model.zero_terminal_snr` to false";
+            let is_asked = self.noising.zero_terminal_snr == Some(true);
+            let key = if is_asked { "model.zero_terminal_snr" } else { "model.prediction" };
+            return refused(key, problem.to_owned(), hint);
+        }
         if self.loss.weighting == Weighting::VLikeNoise && !predicts_v {
             let problem = "\"v-like-noise\" is for a base that predicts velocity, and this one predicts noise";
             return refused("loss.weighting", problem.to_owned(), "use \"none\" or \"min-snr\"");

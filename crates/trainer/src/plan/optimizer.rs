@@ -29,8 +29,8 @@ pub struct OptimizerPlan {
     pub ema_decay: Option<f64>,
     /// Longest update of a module, above 0; `None` for no limit.
     pub max_norm: Option<f64>,
-    /// Part of the run after which the text encoder stays as it is, above 0, up to 1.
-    pub text_encoder_stop_after: f64,
+    /// Part of the run after which each text encoder stays as it is, above 0, up to 1.
+    pub text_encoder_stop_after: [f64; 2],
 }
 
 impl Default for OptimizerPlan {
@@ -43,7 +43,7 @@ impl Default for OptimizerPlan {
             preconditioner_damping: None,
             ema_decay: None,
             max_norm: None,
-            text_encoder_stop_after: 1.0,
+            text_encoder_stop_after: [1.0; 2],
         }
     }
 }
@@ -53,16 +53,15 @@ impl Plan {
     pub(crate) fn factor_rates(&self, factors: impl Iterator<Item = (String, String)>) -> FactorRates {
         let OptimizerPlan { loraplus_ratio, text_encoder_stop_after, .. } = self.optimizer;
         let rate = |key: &str, path: &str| {
-            let is_text = Component::of_module(key).is_some_and(Component::is_text_encoder);
-            let component = if is_text { &self.text_encoder } else { &self.unet };
-            let component = component.as_ref();
+            let text_encoder = Component::of_module(key).and_then(Component::text_encoder_index);
+            let component = text_encoder.map_or(&self.unet, |index| &self.text_encoders[index]).as_ref();
             let rate = component.map_or(0.0, |component| component.learning_rate * component.ratio_of(path));
             let is_up = parse_kohya_key(key).is_some_and(|(_, leaf)| leaf == Leaf::Up);
             if is_up { rate * loraplus_ratio } else { rate }
         };
         let full: BTreeMap<String, f64> = factors.map(|(key, path)| (key.clone(), rate(&key, &path))).collect();
-        let stops = text_encoder_stop_after < 1.0;
-        let text_encoder_steps = stops.then(|| (text_encoder_stop_after * self.steps as f64).ceil() as u64);
+        let text_encoder_steps =
+            text_encoder_stop_after.map(|part| (part < 1.0).then(|| (part * self.steps as f64).ceil() as u64));
         FactorRates { full, shown: self.learning_rate(), text_encoder_steps }
     }
 }
@@ -72,7 +71,7 @@ impl Checks {
         &mut self,
         config: &TrainConfig,
         unet: Option<&ComponentPlan>,
-        text_encoder: Option<&ComponentPlan>,
+        text_encoders: &[Option<ComponentPlan>; 2],
     ) -> OptimizerPlan {
         let optimizer = &config.optimizer;
         let OptimizerConfig { max_grad_norm, loraplus_ratio, preconditioned, ema_decay, .. } = *optimizer;
@@ -89,10 +88,11 @@ impl Checks {
         if let Some(norm) = max_norm {
             self.within("lora.max_norm", norm, |norm| norm > 0.0, "above 0", 1.0);
         }
-        self.stop_after(config.lora.text_encoder.stop_after, unet, text_encoder);
+        let stop_after = config.lora.text_encoders().map(|(_, text)| text.stop_after);
+        self.stop_after(config, unet, text_encoders);
         self.idle_settings(optimizer);
         match optimizer.kind {
-            OptimizerKind::Prodigy => self.one_rate_for_all(config, unet, text_encoder),
+            OptimizerKind::Prodigy => self.one_rate_for_all(config, unet, text_encoders),
             OptimizerKind::ScheduleFree => self.one_average(config),
             _ => (),
         }
@@ -103,7 +103,7 @@ impl Checks {
             preconditioner_damping: preconditioned.then_some(damping),
             ema_decay,
             max_norm,
-            text_encoder_stop_after: config.lora.text_encoder.stop_after,
+            text_encoder_stop_after: stop_after,
         }
     }
 
@@ -140,18 +140,28 @@ impl Checks {
         }
     }
 
-    fn stop_after(&mut self, part: f64, unet: Option<&ComponentPlan>, text_encoder: Option<&ComponentPlan>) {
-        const KEY: &str = "lora.text_encoder.stop_after";
-        let is_allowed = |part| part > 0.0 && part <= 1.0;
-        self.within(KEY, part, is_allowed, "above 0, up to 1", 0.5);
-        if part == 1.0 {
-            return;
-        }
-        if text_encoder.is_none() {
-            self.warnings.push(format!("`{KEY}` {part} has no effect: the text encoder is not trained"));
-        } else if unet.is_none() {
-            let problem = format!("{part} leaves steps in which nothing is trained: the U-Net has no factors");
-            self.refuse_once(KEY, problem, "set it to 1, or `train.steps` lower");
+    fn stop_after(
+        &mut self,
+        config: &TrainConfig,
+        unet: Option<&ComponentPlan>,
+        text_encoders: &[Option<ComponentPlan>; 2],
+    ) {
+        let texts = config.lora.text_encoders();
+        let mut learning = texts.iter().zip(text_encoders).filter(|(_, plan)| plan.is_some());
+        let all_stop = unet.is_none() && learning.all(|((_, text), _)| text.stop_after < 1.0);
+        for ((section, text), plan) in texts.iter().zip(text_encoders) {
+            let (key, part) = (format!("{section}.stop_after"), text.stop_after);
+            let is_allowed = |part| part > 0.0 && part <= 1.0;
+            self.within(&key, part, is_allowed, "above 0, up to 1", 0.5);
+            if part == 1.0 {
+                continue;
+            }
+            if plan.is_none() {
+                self.has_no_effect(&key, part, "the text encoder is not trained");
+            } else if all_stop {
+                let problem = format!("{part} leaves steps in which nothing is trained: the U-Net has no factors");
+                self.refuse_once(&key, problem, "set it to 1, or `train.steps` lower");
+            }
         }
     }
 
@@ -188,35 +198,39 @@ impl Checks {
         &mut self,
         config: &TrainConfig,
         unet: Option<&ComponentPlan>,
-        text_encoder: Option<&ComponentPlan>,
+        text_encoders: &[Option<ComponentPlan>; 2],
     ) {
         const HINT: &str = "leave it out, or set `optimizer.kind` to \"adamw\"";
         const PROBLEM: &str = "prodigy finds one learning rate for all factors";
         if config.optimizer.loraplus_ratio != 1.0 {
             self.refuse_once("optimizer.loraplus_ratio", format!("is not 1, but {PROBLEM}"), HINT);
         }
-        if let (Some(unet), Some(text_encoder)) = (unet, text_encoder)
-            && unet.learning_rate != text_encoder.learning_rate
-        {
-            let is_text = config.lora.text_encoder.learning_rate.is_some();
-            let key = if is_text { "lora.text_encoder.learning_rate" } else { "lora.unet.learning_rate" };
-            let problem = format!(
-                "{} in the U-Net, {} in the text encoder: {PROBLEM}",
-                unet.learning_rate, text_encoder.learning_rate
-            );
-            self.refuse_once(key, problem, HINT);
+        let texts = config.lora.text_encoders();
+        let learning = || texts.iter().zip(text_encoders).filter_map(|(text, plan)| Some((text, plan.as_ref()?)));
+        let first = unet.map(|unet| ("the U-Net", "lora.unet", unet));
+        let first =
+            first.or_else(|| learning().next().map(|((section, _), plan)| ("the first text encoder", *section, plan)));
+        for ((section, text), plan) in learning() {
+            if let Some((name, of_first, first)) = first.filter(|(.., first)| first.learning_rate != plan.learning_rate)
+            {
+                let section = if text.learning_rate.is_some() { section } else { of_first };
+                let problem =
+                    format!("{} in {name}, {} in the text encoder: {PROBLEM}", first.learning_rate, plan.learning_rate);
+                self.refuse_once(&format!("{section}.learning_rate"), problem, HINT);
+            }
         }
         let lora = &config.lora;
-        for (section, blocks) in [("unet", &lora.unet.blocks), ("text_encoder", &lora.text_encoder.blocks)] {
+        let of_texts = texts.map(|(section, text)| (section, &text.blocks));
+        for (section, blocks) in [("lora.unet", &lora.unet.blocks)].into_iter().chain(of_texts) {
             for (i, BlockConfig { learning_rate_ratio, .. }) in blocks.iter().enumerate() {
                 // 0 means no factors.
                 if let Some(ratio) = learning_rate_ratio.filter(|ratio| *ratio != 1.0 && *ratio != 0.0) {
-                    let key = format!("lora.{section}.blocks[{i}].learning_rate_ratio");
+                    let key = format!("{section}.blocks[{i}].learning_rate_ratio");
                     self.refuse_once(&key, format!("{ratio} is not 1, but {PROBLEM}"), HINT);
                 }
             }
         }
-        if let Some(rate) = unet.or(text_encoder).map(|component| component.learning_rate).filter(|rate| *rate <= 0.1) {
+        if let Some(rate) = first.map(|(.., component)| component.learning_rate).filter(|rate| *rate <= 0.1) {
             self.warnings.push(format!(
                 "a learning rate of {rate} is small for prodigy: it multiplies the rate that prodigy finds, and 1 is usual"
             ));
@@ -340,8 +354,25 @@ mod tests {
         assert_eq!(keys.map(|key| rates.of(key)), [3e-4, 16.0 * 3e-4, 16.0 * 5e-5]);
         assert_eq!(rates.shown, 3e-4);
         // 17.5 steps of 50: the 18th is made.
-        assert_eq!(rates.text_encoder_steps, Some(18));
+        assert_eq!(rates.text_encoder_steps, [Some(18), None]);
         assert!(rates.moves(keys[2], 17) && !rates.moves(keys[2], 18) && rates.moves(keys[0], 49));
+    }
+
+    #[test]
+    fn each_text_encoder_has_its_own_rate_and_its_own_end() {
+        let plan = plan(&[
+            "lora.text_encoder.targets=full",
+            "lora.text_encoder.learning_rate=5e-5",
+            "lora.text_encoder_2.targets=full",
+            "lora.text_encoder_2.learning_rate=2e-5",
+            "lora.text_encoder_2.stop_after=0.25",
+            "train.steps=50",
+        ]);
+        let keys = ["lora_unet_x.alpha", "lora_te1_x.lora_up.weight", "lora_te2_x.lora_up.weight"];
+        let rates = plan.unwrap().factor_rates(keys.into_iter().map(|key| (key.to_owned(), "x".to_owned())));
+        assert_eq!(keys.map(|key| rates.of(key)), [1e-4, 5e-5, 2e-5]);
+        assert_eq!(rates.text_encoder_steps, [None, Some(13)]);
+        assert_eq!(keys.map(|key| rates.moves(key, 13)), [true, true, false]);
     }
 
     #[test]
@@ -351,6 +382,9 @@ mod tests {
         assert_eq!(refused(&["optimizer.loraplus_ratio=4"]), ["optimizer.loraplus_ratio"]);
         assert_eq!(refused(&["lora.unet.learning_rate=0.5"]), ["lora.unet.learning_rate"]);
         assert_eq!(refused(&["lora.text_encoder.learning_rate=0.5"]), ["lora.text_encoder.learning_rate"]);
+        let second = ["lora.unet.targets=none", "lora.text_encoder_2.targets=full"];
+        let slower = ["lora.text_encoder_2.learning_rate=0.5"];
+        assert_eq!(refused(&[&second[..], &slower].concat()), ["lora.text_encoder_2.learning_rate"]);
         let block =
             |ratio: &str| format!("lora.unet.blocks=[{{ layers = \"mid_block.*\", learning_rate_ratio = {ratio} }}]");
         assert_eq!(refused(&[&block("0.5")]), ["lora.unet.blocks[0].learning_rate_ratio"]);
@@ -389,5 +423,7 @@ mod tests {
     fn a_text_encoder_that_trains_alone_cannot_stop_before_the_end() {
         let alone = ["lora.unet.targets=none", "lora.text_encoder.targets=full", "lora.text_encoder.stop_after=0.5"];
         assert_eq!(violated_keys(&alone), ["lora.text_encoder.stop_after"]);
+        let with_another = [&alone[..], &["lora.text_encoder_2.targets=full"]].concat();
+        assert!(plan(&with_another).is_ok(), "the other goes on");
     }
 }

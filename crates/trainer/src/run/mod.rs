@@ -17,8 +17,9 @@ mod steps;
 
 use std::time::Instant;
 
+use loralei_adapter::keys::Component;
 use loralei_data::Depth;
-use loralei_model::{Base, BaseDescription, BaseSource, DeviceChoice, DeviceSession, peak_device_bytes};
+use loralei_model::{Base, BaseDescription, BaseSource, DeviceSession, peak_device_bytes};
 
 use crate::before_after::BeforeAfter;
 use crate::config::ResolvedConfig;
@@ -153,10 +154,11 @@ impl Run<'_> {
     ) -> Result<Ended, TrainError> {
         let (plan, started) = (self.plan, Instant::now());
         let found = self.newest_snapshot(journal)?;
-        let base = Base::open(base, plan.prediction, plan.number_types, &plan.device.open()?)?;
+        let base = Base::open(base, plan.noising, plan.number_types, &plan.device.open()?)?;
         let _session = DeviceSession::start(base.device(), plan.tf32);
         let (width_px, height_px) = plan.data.largest_px();
         base.check_size(width_px, height_px)?;
+        say_what_the_base_is(plan, &base, journal);
         *expected_bytes = Some(expect_memory(plan, &base, journal)?);
         let (images, data) = TrainingData::prepare(plan, &base, &mut |event| journal.say(event))?;
         let plan = &plan.with_steps(plan.steps_of(data.images.subject.batches_per_epoch()));
@@ -169,12 +171,10 @@ impl Run<'_> {
         loralei_adapter::atomic_write_bytes(&self.folder.file("data.json"), &report)?;
 
         journal.say(Event::PhaseStarted { name: "loading the base".into(), total: None });
-        let (unet, text) = (plan.unet.as_ref(), plan.text_encoder.as_ref());
-        let network = Network::load(&base, unet, text, plan.seed, plan.checkpointing)?;
-        if let (None, Some(path)) = (&found, &plan.start_from)
-            && let Some(message) = network.start_from(path)?
-        {
-            journal.note(message);
+        let network = Network::load(&base, plan.unet.as_ref(), &plan.text_encoders, plan.seed, plan.checkpointing)?;
+        journal.note(what_learns(&network, base.num_text_encoders()));
+        if let (None, Some(path)) = (&found, &plan.start_from) {
+            network.start_from(&base, path)?.into_iter().for_each(|message| journal.note(message));
         }
         let resolved_toml = self.options.resolved.to_toml();
         loralei_adapter::atomic_write_bytes(&self.folder.file("run.toml"), resolved_toml.as_bytes())?;
@@ -258,13 +258,40 @@ impl Run<'_> {
     }
 }
 
+/// What the base predicts, who says so, and what is to be known of it.
+fn say_what_the_base_is(plan: &Plan, base: &Base, journal: &mut Journal) {
+    journal.note(format!("predicts {}", base.predicts()));
+    base.warnings().iter().for_each(|warning| journal.warn(warning.clone()));
+    plan.objective_warning(&base.noise_schedule()).into_iter().for_each(|warning| journal.warn(warning));
+    let (native_px, (width_px, height_px)) = (base.native_size_px(), plan.data.largest_px());
+    if 2 * width_px * height_px < native_px * native_px {
+        journal.note(format!(
+            "images are {width_px} x {height_px} px, the base has learned at {native_px} px (`data.size_px`)"
+        ));
+    }
+}
+
+/// `U-Net 560 modules, text encoder 1 none, text encoder 2 192`.
+fn what_learns(network: &Network, num_text_encoders: usize) -> String {
+    let count = |component: Component| {
+        let of_it =
+            network.factors().modules().filter(|factors| Component::of_module(factors.module()) == Some(component));
+        match of_it.count() {
+            0 => "none".to_owned(),
+            count => format!("{count} modules"),
+        }
+    };
+    let texts = (0..num_text_encoders).filter_map(|i| Component::text_encoder(i, num_text_encoders));
+    let each = [Component::Unet].into_iter().chain(texts).map(|part| format!("{} {}", part.name(), count(part)));
+    format!("learns: {}", each.collect::<Vec<_>>().join(", "))
+}
+
 /// How much memory the run will take, said before anything large is loaded, with a warning where there is less.
 fn expect_memory(plan: &Plan, base: &Base, journal: &mut Journal) -> Result<u64, TrainError> {
     let (width_px, height_px) = plan.data.largest_px();
     let size = plan.training_size(width_px, height_px);
     let found = BaseDescription::of(base)?;
-    let (expected, switches) =
-        (found.training_bytes(size), MemorySwitch::of(&found, size, plan.device == DeviceChoice::Cpu));
+    let (expected, switches) = (found.training_bytes(size), MemorySwitch::of(&found, size));
     let switches = MemorySwitch::list(&switches);
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
     let device = plan.device;

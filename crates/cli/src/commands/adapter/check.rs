@@ -18,8 +18,12 @@ pub(crate) fn run(arguments: &CheckArguments, reporter: &mut Reporter) -> anyhow
 }
 
 fn to_text(found: &Compatibility) -> String {
-    let Compatibility { file, format, family, num_keys, programs } = found;
-    let mut text = format!("{file}: {}, base {}, {num_keys} keys\n\n", format.name(), family.name());
+    let Compatibility { file, format, family, num_keys, remarks, programs } = found;
+    let mut text = format!("{file}: {}, base {}, {num_keys} keys\n", format.name(), family.name());
+    for remark in remarks {
+        let _ = writeln!(text, "note: {remark}");
+    }
+    text += "\n";
     for report in programs {
         let keys = format!("{} of {num_keys}", report.num_keys_loaded);
         let _ = writeln!(text, "{:<21} {:<8} {keys:>14}  {}", report.program, verdict(report.verdict), scale(report));

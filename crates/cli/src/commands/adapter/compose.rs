@@ -12,13 +12,13 @@ use loralei_adapter::compose::{
     ComposeSettings, Composition, LayerGram, Member, MemberOrigin, Method, MethodMeasures, PairOverlap, Yardstick,
     compose, describe,
 };
-use loralei_adapter::{Adapter, AdapterFile, SaveDtype};
+use loralei_adapter::{Adapter, SaveDtype};
 use loralei_trainer::{CompositionMeasures, Dtype, Event, TrainError};
 use serde::Serialize;
 
 use crate::args::adapter::ComposeArguments;
 use crate::commands::adapter::save_dtype;
-use crate::commands::adapters::{split, stem};
+use crate::commands::adapters::{read as read_file, split, stem};
 use crate::commands::new_file::refuse_existing;
 use crate::report::Reporter;
 use crate::usage::UsageError;
@@ -177,6 +177,11 @@ fn check(arguments: &ComposeArguments) -> anyhow::Result<()> {
         let hint = "add --report for measures over the base, or leave --base out";
         return Err(UsageError::new(format!("--base does nothing with --method {}", method.name()), hint).into());
     }
+    let schedule = arguments.schedule;
+    if arguments.base.is_none() && (schedule.prediction.is_some() || schedule.zero_terminal_snr.is_some()) {
+        let hint = "name the base with --base, or leave --prediction and --zero-terminal-snr out";
+        return Err(UsageError::new("there is no base that would predict anything", hint).into());
+    }
     arguments.output.as_deref().map_or(Ok(()), |path| refuse_existing(path, arguments.force))
 }
 
@@ -202,7 +207,7 @@ fn read(arguments: &ComposeArguments, reporter: &mut Reporter) -> anyhow::Result
     let mut files = Vec::with_capacity(arguments.adapters.len());
     for argument in &arguments.adapters {
         let (path, scale) = split(argument);
-        let file = AdapterFile::read(&path).map_err(TrainError::from)?;
+        let file = read_file(&path, reporter)?;
         if !file.embeddings.is_empty() {
             let words: Vec<&str> = file.embeddings.keys().map(String::as_str).collect();
             let message = format!("{}: its learned words ({}) are left out", path.display(), words.join(", "));

@@ -4,8 +4,8 @@ use std::io::{Write, stdout};
 
 use candle_core::{DType, Device};
 use loralei_adapter::SaveDtype;
-use loralei_model::{Base, ExtractedLayer, Extraction, ExtractionSettings, Targets};
-use loralei_trainer::{BaseChoice, Event, TrainError};
+use loralei_model::{ExtractedLayer, Extraction, ExtractionSettings, Targets};
+use loralei_trainer::{Event, TrainError};
 use serde::Serialize;
 
 use crate::args::adapter::ExtractArguments;
@@ -29,8 +29,8 @@ struct Extracted<'a> {
 pub(crate) fn run(arguments: &ExtractArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     check(arguments)?;
     refuse_existing(&arguments.output, arguments.force)?;
-    let base = open(&arguments.base, arguments, reporter)?;
-    let tuned = open(&arguments.tuned, arguments, reporter)?;
+    let mut open = |name: &str| base::open(name, arguments.schedule, DType::F32, &Device::Cpu, reporter);
+    let (base, tuned) = (open(&arguments.base)?, open(&arguments.tuned)?);
     let settings = ExtractionSettings {
         rank: arguments.rank,
         conv_rank: arguments.conv_rank,
@@ -80,11 +80,6 @@ fn check(arguments: &ExtractArguments) -> Result<(), UsageError> {
         return Err(UsageError::new(message, "kohya's value is 0.99; 1 cuts nothing"));
     }
     Ok(())
-}
-
-fn open(name: &str, arguments: &ExtractArguments, reporter: &mut Reporter) -> anyhow::Result<Base> {
-    let source = base::source(&BaseChoice::from(name), reporter)?;
-    Base::open(source, arguments.prediction, DType::F32, &Device::Cpu).map_err(model)
 }
 
 fn whole_error(layers: &[ExtractedLayer]) -> f64 {

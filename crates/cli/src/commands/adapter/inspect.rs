@@ -4,19 +4,19 @@ mod text;
 
 use std::io::{Write, stdout};
 
-use candle_core::{DType, Device};
-use loralei_adapter::{AdapterFile, Inspection};
-use loralei_model::{Base, BaseLayers};
+use loralei_adapter::Inspection;
+use loralei_model::BaseLayers;
 use loralei_report::{ReportError, write_inspection_page};
-use loralei_trainer::{BaseChoice, Event, TrainError};
+use loralei_trainer::{Event, TrainError};
 
 use crate::args::adapter::InspectArguments;
+use crate::commands::adapters::read;
 use crate::commands::base::{self, model};
 use crate::report::Reporter;
 
 pub(crate) fn run(arguments: &InspectArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
-    let file = AdapterFile::read(&arguments.file).map_err(TrainError::from)?;
-    let against = arguments.against.as_deref().map(AdapterFile::read).transpose().map_err(TrainError::from)?;
+    let file = read(&arguments.file, reporter)?;
+    let against = arguments.against.as_deref().map(|path| read(path, reporter)).transpose()?;
     let layers = arguments.base.as_deref().map(|name| layers(name, reporter)).transpose()?;
 
     reporter.show(&Event::PhaseStarted { name: "measuring".into(), total: None });
@@ -42,7 +42,6 @@ pub(crate) fn run(arguments: &InspectArguments, reporter: &mut Reporter) -> anyh
 }
 
 fn layers(name: &str, reporter: &mut Reporter) -> anyhow::Result<BaseLayers> {
-    let source = base::source(&BaseChoice::from(name), reporter)?;
-    let base = Base::open(source, None, DType::F32, &Device::Cpu).map_err(model)?;
+    let base = base::open_for_weights(name, reporter)?;
     BaseLayers::of(&base).map_err(model)
 }

@@ -2,14 +2,13 @@
 
 use std::io::{Write, stdout};
 
-use candle_core::{DType, Device};
 use loralei_adapter::AdapterFile;
-use loralei_model::{Base, MergeReport, Prediction};
-use loralei_trainer::{BaseChoice, Event, TrainError};
+use loralei_model::MergeReport;
+use loralei_trainer::Event;
 use serde::Serialize;
 
 use crate::args::adapter::MergeArguments;
-use crate::commands::adapters::split;
+use crate::commands::adapters::{read, split};
 use crate::commands::base::{self, model};
 use crate::commands::model::file_dtype;
 use crate::report::Reporter;
@@ -26,12 +25,10 @@ struct Merged {
 pub(crate) fn run(arguments: &MergeArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     let mut adapters = Vec::with_capacity(arguments.adapters.len());
     for (path, scale) in arguments.adapters.iter().map(|argument| split(argument)) {
-        adapters.push((AdapterFile::read(&path).map_err(TrainError::from)?, scale));
+        adapters.push((read(&path, reporter)?, scale));
     }
     let adapters: Vec<(&AdapterFile, f32)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
-    let source = base::source(&BaseChoice::from(arguments.base.as_str()), reporter)?;
-    // What the base predicts does not matter here; this spares the question where it does not say.
-    let base = Base::open(source, Some(Prediction::Epsilon), DType::F32, &Device::Cpu).map_err(model)?;
+    let base = base::open_for_weights(&arguments.base, reporter)?;
 
     let mut is_started = false;
     let dtype = arguments.dtype.map(file_dtype);

@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
-use loralei_adapter::{AdapterFile, Compatibility, Format, KeptRanks, ResizeReport, ResizedModule};
+use loralei_adapter::{Compatibility, Format, KeptRanks, ResizeReport, ResizedModule};
 use loralei_trainer::{Event, TrainError};
 use serde::Serialize;
 
 use crate::args::adapter::ResizeArguments;
 use crate::commands::adapter::{save_dtype, told};
+use crate::commands::adapters::read;
 use crate::commands::new_file::refuse_existing;
 use crate::report::Reporter;
 use crate::usage::UsageError;
@@ -29,7 +30,7 @@ struct Resized<'a> {
 pub(crate) fn run(arguments: &ResizeArguments, reporter: &mut Reporter) -> anyhow::Result<()> {
     let ResizeArguments { input, output, dtype, json, force, .. } = arguments;
     refuse_existing(output, *force)?;
-    let file = AdapterFile::read(input).map_err(TrainError::from)?;
+    let file = read(input, reporter)?;
     let num_bytes_before = size_of_file(input);
     let (resized, report) = file.resized(kept(arguments)?).map_err(TrainError::from)?;
     let notes = resized.write(output, Format::Kohya, dtype.map(save_dtype)).map_err(TrainError::from)?;

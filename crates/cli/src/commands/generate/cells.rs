@@ -197,7 +197,7 @@ mod tests {
             &["--grid", "seed=1", "--grid", "seed=2", "--grid", "steps=3"],
             &["--grid", "seed=1", "--count", "2"],
             &["--grid", "steps=0"],
-            &["--grid", "sampler=euler"],
+            &["--grid", "sampler=heun"],
             &["--grid", "strength=1"],
             &["--grid", "seed"],
         ] {

@@ -20,13 +20,13 @@ pub(crate) fn leak(arguments: &VerifyLeakArguments, reporter: &mut Reporter) -> 
     }
     let prompts = arguments.prompts.as_deref().map_or_else(|| Ok(default_prompts(class)), read_prompts)?;
     let pairs = PromptPair::of_all(&prompts, trigger, class);
-    let adapters = Adapters::read(&arguments.adapter)?;
+    let adapters = Adapters::read(&arguments.adapter, reporter)?;
     let Some(adapter) = &adapters.sum else {
         return Err(UsageError::new("there is no adapter to measure", "name one with --adapter FILE").into());
     };
     let verification = LeakVerification {
         base: base::source(&BaseChoice::from(arguments.base.base.as_str()), reporter)?,
-        prediction: arguments.base.prediction,
+        schedule: arguments.base.schedule.into(),
         adapter,
         pairs: &pairs,
         images: arguments.images.as_deref(),

@@ -11,6 +11,11 @@ pub(crate) enum Stored<'a, T> {
     Wide(&'a [T]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
+    /// 128 more than whole numbers, which are multiplied by the scale of the row in which they lie.
+    Int8 {
+        numbers: &'a [u8],
+        row_scales: &'a [f32],
+    },
 }
 
 impl<T> Stored<'_, T> {
@@ -19,6 +24,7 @@ impl<T> Stored<'_, T> {
             Self::Wide(x) => x.len(),
             Self::F16(x) => x.len(),
             Self::Bf16(x) => x.len(),
+            Self::Int8 { numbers, .. } => numbers.len(),
         }
     }
 
@@ -27,6 +33,7 @@ impl<T> Stored<'_, T> {
             Self::Wide(x) => Self::Wide(&x[first..]),
             Self::F16(x) => Self::F16(&x[first..]),
             Self::Bf16(x) => Self::Bf16(&x[first..]),
+            Self::Int8 { numbers, row_scales } => Self::Int8 { numbers: &numbers[first..], row_scales },
         }
     }
 }
@@ -37,6 +44,7 @@ impl<T> Stored<'_, T> {
             Self::Wide(x) => fetch_lines(&x[numbers]),
             Self::F16(x) => fetch_lines(&x[numbers]),
             Self::Bf16(x) => fetch_lines(&x[numbers]),
+            Self::Int8 { numbers: x, .. } => fetch_lines(&x[numbers]),
         }
     }
 }

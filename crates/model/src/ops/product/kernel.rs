@@ -8,6 +8,7 @@ mod portable;
 
 use super::Scratch;
 use super::instructions::Instructions;
+use crate::ops::frozen_matrix::OFFSET;
 use crate::ops::real::Real;
 use half::{bf16, f16};
 use std::cell::RefCell;
@@ -86,6 +87,14 @@ pub(crate) trait Kernel: Real {
 
     fn widen_f16(instructions: Instructions, numbers: &[f16], out: &mut [Self]);
     fn widen_bf16(instructions: Instructions, numbers: &[bf16], out: &mut [Self]);
+
+    /// (numbers - 128) times `scale`, rounded once: the same on every processor.
+    fn widen_int8(instructions: Instructions, numbers: &[u8], scale: f32, out: &mut [Self]);
+}
+
+/// What an 8-bit number stands for.
+fn scaled(number: u8, scale: f32) -> f32 {
+    (f32::from(number) - f32::from(OFFSET)) * scale
 }
 
 /// Two bf16 in the place of an f32.
@@ -201,6 +210,20 @@ impl Kernel for f32 {
         }
         out.iter_mut().zip(numbers).for_each(|(out, x)| *out = x.to_f32());
     }
+
+    fn widen_int8(instructions: Instructions, numbers: &[u8], scale: f32, out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(instructions, Instructions::Avx512Bf16 | Instructions::Avx512) {
+            // SAFETY: the processor has AVX-512 F.
+            return unsafe { avx512::widen_int8(numbers, scale, out) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if instructions != Instructions::Portable {
+            // SAFETY: the processor has AVX2 and FMA.
+            return unsafe { avx2::widen_int8(numbers, scale, out) };
+        }
+        out.iter_mut().zip(numbers).for_each(|(out, x)| *out = scaled(*x, scale));
+    }
 }
 
 #[allow(unsafe_code)]
@@ -257,5 +280,10 @@ impl Kernel for f64 {
 
     fn widen_bf16(_: Instructions, numbers: &[bf16], out: &mut [f64]) {
         out.iter_mut().zip(numbers).for_each(|(out, x)| *out = x.to_f64());
+    }
+
+    fn widen_int8(_: Instructions, numbers: &[u8], scale: f32, out: &mut [f64]) {
+        let whole = |x: u8| f64::from(x) - f64::from(OFFSET);
+        out.iter_mut().zip(numbers).for_each(|(out, x)| *out = whole(*x) * f64::from(scale));
     }
 }

@@ -96,7 +96,7 @@ impl<T: Kernel> Panels<T> {
                 let mut wide = [[T::default(); WIDEST]; 2];
                 for (row, k) in wide.iter_mut().zip(k..) {
                     if let Some(start) = columns.start(k) {
-                        widen(self.instructions, columns.stored, start + first, &mut row[..real]);
+                        widen(self.instructions, columns.stored, k, start + first, &mut row[..real]);
                     }
                 }
                 T::interleave(self.instructions, &wide[0][..width], &wide[1][..width], out);
@@ -115,7 +115,7 @@ impl<T: Kernel> Panels<T> {
                 let (row, beyond) = self.numbers[at..at + width].split_at_mut(real);
                 beyond.fill(T::default());
                 match start {
-                    Some(start) => widen(self.instructions, columns.stored, start + first, row),
+                    Some(start) => widen(self.instructions, columns.stored, k, start + first, row),
                     None => row.fill(T::default()),
                 }
             }
@@ -148,7 +148,7 @@ fn turn<T: Kernel>(
                     continue;
                 }
                 let wide = &mut wide[..part.len()];
-                widen(instructions, columns.stored, start + part.start, wide);
+                widen(instructions, columns.stored, n, start + part.start, wide);
                 T::pairs(instructions, wide, &mut pairs[..rows]);
             }
         }
@@ -167,16 +167,20 @@ fn turn<T: Kernel>(
     let mut wide = [T::default(); WIDEST * TURN_K];
     for (wide, n) in wide.chunks_exact_mut(TURN_K).zip(cols.clone()) {
         if let Some(start) = columns.start(n) {
-            widen(instructions, columns.stored, start + part.start, &mut wide[..part.len()]);
+            widen(instructions, columns.stored, n, start + part.start, &mut wide[..part.len()]);
         }
     }
     T::turn(instructions, &wide, TURN_K, part.len(), panel, cols.len());
 }
 
-fn widen<T: Kernel>(instructions: Instructions, stored: Stored<T>, first: usize, out: &mut [T]) {
+/// Numbers from `first` on, which lie in row `row`.
+fn widen<T: Kernel>(instructions: Instructions, stored: Stored<T>, row: usize, first: usize, out: &mut [T]) {
     match stored {
         Stored::Wide(numbers) => out.copy_from_slice(&numbers[first..first + out.len()]),
         Stored::F16(numbers) => T::widen_f16(instructions, &numbers[first..first + out.len()], out),
         Stored::Bf16(numbers) => T::widen_bf16(instructions, &numbers[first..first + out.len()], out),
+        Stored::Int8 { numbers, row_scales } => {
+            T::widen_int8(instructions, &numbers[first..first + out.len()], row_scales[row], out);
+        }
     }
 }

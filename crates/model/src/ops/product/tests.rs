@@ -82,6 +82,50 @@ fn terms_in_bf16_are_the_sums_of_rounded_factors() {
 }
 
 #[test]
+fn eight_bits_are_multiplied_as_the_numbers_that_they_stand_for_to_the_bit() {
+    for (m, n, k) in [(1, 1, 2), (13, 33, 402), (64, 48, 390), (5, 80, 17), (30, 17, 3), (70, 16, 64)] {
+        let a = draw(1, m * k);
+        // Rows of twice the length, of which the second half is multiplied, as of a kernel's tap.
+        for (rows, length) in [(n, k), (k, n)] {
+            let numbers: Vec<u8> = draw(2, rows * 2 * length).iter().map(|x| (128.0 + 50.0 * x) as u8).collect();
+            let row_scales: Vec<f32> = draw(3, rows).iter().map(|x| x * x * 0.01).collect();
+            let wide = |(i, x): (usize, &u8)| (f32::from(*x) - 128.0) * row_scales[i / (2 * length)];
+            let wide: Vec<f32> = numbers.iter().enumerate().map(wide).collect();
+            let stored = Stored::Int8 { numbers: &numbers, row_scales: &row_scales };
+            let view = if length == k { Columns::weight } else { Columns::matrix };
+            let view = |stored| view(stored, length, 2 * length);
+            for instructions in Instructions::all() {
+                for precision in [Precision::Full, Precision::Bf16] {
+                    let of = |stored| {
+                        let mut out = vec![f32::NAN; m * n];
+                        let terms = [Term::new(Rows::strided(&a, k), view(stored), k).rounded(precision)];
+                        product_on(instructions, Out::new(&mut out, n), Initial::Zero, &terms, Cores::All);
+                        out
+                    };
+                    let (found, expected) = (of(stored), of(Stored::Wide(&wide)));
+                    assert!(found == expected, "{m} {n} {k} {length} {instructions:?} {precision:?}");
+                    assert!(m * n == 1 || found.iter().any(|x| x.abs() > 0.01));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn eight_bits_in_f64_are_whole_numbers_times_their_scale() {
+    let (m, n, k) = (3, 5, 20);
+    let a: Vec<f64> = draw(1, m * k).into_iter().map(f64::from).collect();
+    let numbers: Vec<u8> = draw(2, n * k).iter().map(|x| (128.0 + 50.0 * x) as u8).collect();
+    let row_scales = draw(3, n);
+    let mut out = vec![0f64; m * n];
+    let columns = Columns::weight(Stored::Int8 { numbers: &numbers, row_scales: &row_scales }, 0, k);
+    product(Out::new(&mut out, n), Initial::Zero, &[Term::new(Rows::strided(&a, k), columns, k)], Cores::This);
+    let value = |n: usize, i: usize| (f64::from(numbers[n * k + i]) - 128.0) * f64::from(row_scales[n]);
+    let expected = plain(m, n, k, |m, i| a[m * k + i], |i, n| value(n, i));
+    assert!(out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-9));
+}
+
+#[test]
 fn rows_and_columns_from_tables_leave_padding_out() {
     let (m, n, k) = (40, 24, 30);
     let (a, b) = (draw(1, m * k), draw(2, k * n));

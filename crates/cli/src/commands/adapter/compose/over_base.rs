@@ -6,15 +6,18 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use loralei_adapter::Adapter;
 use loralei_adapter::compose::{BaseFigures, LayerGram};
-use loralei_model::{Base, DrawingSettings, RecordedMember, RecordingSettings, SamplerKind, record_layer_inputs};
+use loralei_model::{
+    Base, DrawingSettings, PictureSizes, RecordedMember, RecordingSettings, SamplerKind, record_layer_inputs,
+};
 use loralei_picture::Grid;
 use loralei_trainer::{
-    BaseChoice, BurnMeasures, CompositionCandidate, CompositionMeasures, CompositionMember, CompositionSettings, Event,
+    BurnMeasures, CompositionCandidate, CompositionMeasures, CompositionMember, CompositionSettings, Event,
     SubjectMeasures, TrainError, default_prompt, measure_composition,
 };
 
 use super::MemberFile;
 use crate::args::adapter::ComposeArguments;
+use crate::commands::adapters::note_unread;
 use crate::commands::base::{self, model};
 use crate::report::Reporter;
 use crate::usage::UsageError;
@@ -42,14 +45,22 @@ impl<'a> OverBase<'a> {
     ) -> anyhow::Result<Option<Self>> {
         let Some(name) = &arguments.base else { return Ok(None) };
         let prompts = prompts(&arguments.prompts, files)?;
-        let source = base::source(&BaseChoice::from(name.as_str()), reporter)?;
-        let base = Base::open(source, arguments.prediction, DType::F32, &Device::Cpu).map_err(model)?;
-        let size_px = base.native_size_px();
+        let base = base::open(name, arguments.schedule, DType::F32, &Device::Cpu, reporter)?;
+        for file in files {
+            note_unread(&base, &file.adapter, reporter);
+        }
+        let native_px = base.native_size_px();
+        let size_px = (native_px, native_px);
         let settings = CompositionSettings {
             together: arguments.together.clone(),
             negative: String::new(),
-            drawing: DrawingSettings { sampler: SamplerKind::Ddim, steps: STEPS, guidance_scale: arguments.guidance },
-            size_px: (size_px, size_px),
+            drawing: DrawingSettings {
+                sampler: SamplerKind::Ddim,
+                steps: STEPS,
+                guidance_scale: arguments.guidance,
+                sizes: PictureSizes::whole(size_px),
+            },
+            size_px,
             seeds: (0..u64::from(arguments.pictures)).collect(),
             num_points: POINTS,
         };

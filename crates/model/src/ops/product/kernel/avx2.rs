@@ -1,12 +1,12 @@
 //! Tiles of f32 in 256-bit registers: up to six rows of two; and how narrow numbers are widened and matrices turned.
 
-use super::{Start, Tile};
+use super::{OFFSET, Start, Tile};
 use half::{bf16, f16};
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_permute2f128_ps,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps,
-    _mm256_unpacklo_ps,
+    __m128i, __m256, __m256i, _mm_loadl_epi64, _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps,
+    _mm256_maskstore_ps, _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
 };
 
 const LANES: usize = 8;
@@ -158,4 +158,24 @@ pub(super) unsafe fn widen_bf16(numbers: &[bf16], out: &mut [f32]) {
         }
     }
     out[whole..].iter_mut().zip(&numbers[whole..]).for_each(|(out, x)| *out = x.to_f32());
+}
+
+/// As [`super::Kernel::widen_int8`]: s x - 128 s, of which s x is not rounded, is s (x - 128) rounded once.
+///
+/// # Safety
+/// On a processor with AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+#[allow(unsafe_code, clippy::cast_ptr_alignment)] // read as unaligned
+pub(super) unsafe fn widen_int8(numbers: &[u8], scale: f32, out: &mut [f32]) {
+    let whole = numbers.len().min(out.len()) / LANES * LANES;
+    let (scales, zeros) = (_mm256_set1_ps(scale), _mm256_set1_ps(-f32::from(OFFSET) * scale));
+    for at in (0..whole).step_by(LANES) {
+        // SAFETY: eight numbers from `at` on are in both slices.
+        unsafe {
+            let narrow = _mm_loadl_epi64(numbers.as_ptr().add(at).cast::<__m128i>());
+            let wide = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(narrow));
+            _mm256_storeu_ps(out.as_mut_ptr().add(at), _mm256_fmadd_ps(wide, scales, zeros));
+        }
+    }
+    out[whole..].iter_mut().zip(&numbers[whole..]).for_each(|(out, x)| *out = super::scaled(*x, scale));
 }

@@ -1,13 +1,14 @@
 //! Tiles of f32 in 512-bit registers: up to twelve rows of two, which leaves room for the panel and one row's number. The
 //! same with pairs of bf16 in the place of numbers.
 
-use super::{Start, Tile};
+use super::{OFFSET, Start, Tile};
 use half::{bf16, f16};
 use std::arch::x86_64::{
-    __m256i, __m512, __m512bh, __m512i, __mmask16, _mm256_loadu_si256, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh,
-    _mm512_cvtph_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_permutexvar_epi16, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_slli_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
+    __m128i, __m256i, __m512, __m512bh, __m512i, __mmask16, _mm256_loadu_si256, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtph_ps, _mm512_dpbf16_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_or_si512, _mm512_permutexvar_epi16, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512,
 };
 use std::mem::transmute;
 
@@ -202,4 +203,25 @@ pub(super) unsafe fn widen_f16(numbers: &[f16], out: &mut [f32]) {
         }
     }
     out[whole..].iter_mut().zip(&numbers[whole..]).for_each(|(out, x)| *out = x.to_f32());
+}
+
+/// As [`super::Kernel::widen_int8`]: s x - 128 s, of which s x is not rounded, is s (x - 128) rounded once.
+///
+/// # Safety
+/// On a processor with AVX-512 F.
+#[target_feature(enable = "avx512f")]
+#[allow(unsafe_code, clippy::cast_ptr_alignment)] // read as unaligned
+pub(super) unsafe fn widen_int8(numbers: &[u8], scale: f32, out: &mut [f32]) {
+    assert_eq!(numbers.len(), out.len(), "8 bits to f32");
+    let whole = numbers.len() / LANES * LANES;
+    let (scales, zeros) = (_mm512_set1_ps(scale), _mm512_set1_ps(-f32::from(OFFSET) * scale));
+    for at in (0..whole).step_by(LANES) {
+        // SAFETY: sixteen numbers from `at` on are in both slices.
+        unsafe {
+            let narrow = numbers.as_ptr().add(at).cast::<__m128i>().read_unaligned();
+            let wide = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(narrow));
+            _mm512_storeu_ps(out.as_mut_ptr().add(at), _mm512_fmadd_ps(wide, scales, zeros));
+        }
+    }
+    out[whole..].iter_mut().zip(&numbers[whole..]).for_each(|(out, x)| *out = super::scaled(*x, scale));
 }
