@@ -46,6 +46,7 @@ pub struct Base {
     vae: VaeConfig,
     scheduler: SchedulerConfig,
     prediction_origin: PredictionOrigin,
+    told: ScheduleOverride,
     text: Vec<TextSide>,
     zeros_for_empty_prompt: bool,
     warnings: Vec<String>,
@@ -91,6 +92,7 @@ impl Base {
             vae,
             scheduler: scheduler.overridden(files.schedule()).overridden(schedule),
             prediction_origin,
+            told: schedule,
             text,
             files,
             warnings,
@@ -125,8 +127,14 @@ impl Base {
             Prediction::Epsilon => "noise (epsilon)",
             Prediction::VPrediction => "velocity (v)",
         };
-        let snr = if self.scheduler.rescale_betas_zero_snr { ", zero terminal SNR" } else { "" };
-        format!("{name}{snr}, {}", self.prediction_origin)
+        let (snr, origin) = (self.scheduler.rescale_betas_zero_snr, self.prediction_origin);
+        match (self.told.zero_terminal_snr, snr) {
+            (Some(true), _) => format!("{name}, {origin}; zero terminal SNR, as told"),
+            (Some(false), _) => format!("{name}, {origin}; no zero terminal SNR, as told"),
+            (None, true) if self.told.prediction.is_some() => format!("{name}, {origin}; zero terminal SNR"),
+            (None, true) => format!("{name}, zero terminal SNR, {origin}"),
+            (None, false) => format!("{name}, {origin}"),
+        }
     }
 
     pub(crate) fn files(&self) -> &BaseFiles {

@@ -123,11 +123,14 @@ impl Evidence<'_> {
     }
 
     fn text_moved_far(&self) -> Option<String> {
-        let is_text = |block: &&BlockNorm| block.block.starts_with("text_encoder");
-        let text = typical_norm(self.blocks.iter().filter(is_text))?;
+        let is_text = |block: &BlockNorm| block.block.starts_with("text_encoder");
         let unet = typical_norm(self.blocks.iter().filter(|block| !is_text(block)))?;
-        let only_second = matches!(self.plan.text_encoders, [None, Some(_)]);
-        let section = if only_second { "lora.text_encoder_2" } else { "lora.text_encoder" };
+        let typical = |(section, is_second): (&'static str, bool)| {
+            let is_of_it = |block: &&BlockNorm| is_text(block) && block.block.ends_with("_2") == is_second;
+            Some((section, typical_norm(self.blocks.iter().filter(is_of_it))?))
+        };
+        let texts = [("lora.text_encoder", false), ("lora.text_encoder_2", true)].into_iter().filter_map(typical);
+        let (section, text) = texts.max_by(|a, b| a.1.total_cmp(&b.1))?;
         (text > TEXT_OVER_UNET * unet).then(|| {
             format!(
                 "A layer of the text encoder moved by {}, one of the U-Net by {} (norm, typical): words may lose their \
@@ -232,6 +235,8 @@ mod tests {
         points: Vec<(u64, f64, f64)>,
         leak: Option<LeakChange>,
         text_norm: f64,
+        /// Of a second text encoder.
+        second_text_norm: Option<f64>,
     }
 
     fn run() -> Run {
@@ -243,6 +248,7 @@ mod tests {
             points: vec![(0, 0.2, 0.2), (200, 0.15, 0.14), (400, 0.14, 0.12), (600, 0.1395, 0.11)],
             leak: Some(LeakChange { with_trigger: 0.3, without_trigger: 0.1 }),
             text_norm: 1.0,
+            second_text_norm: None,
         }
     }
 
@@ -266,7 +272,9 @@ mod tests {
                 num_modules,
                 num_unmoved: 0,
             };
-            let blocks = [block("text_encoder", self.text_norm, 4), block("mid_block", 2.0, 16)];
+            let first = if self.second_text_norm.is_some() { "text_encoder_1" } else { "text_encoder" };
+            let mut blocks = vec![block(first, self.text_norm, 4), block("mid_block", 2.0, 16)];
+            blocks.extend(self.second_text_norm.map(|norm| block("text_encoder_2", norm, 9)));
             let (num_images, losses) = (self.num_images, self.losses.as_slice());
             Evidence { plan: &plan, num_images, losses, history: &history, blocks: &blocks }.advice()
         }
@@ -325,6 +333,9 @@ mod tests {
     fn a_text_encoder_that_moved_far_is_told_by_its_typical_layer() {
         // 2 / sqrt(16) = 0.5 in the U-Net; 3.2 / sqrt(4) = 1.6 in the text encoder.
         Run { text_norm: 3.2, ..run() }.says(&["1.60", "0.500", "lora.text_encoder.learning_rate", "stop_after"]);
+        // 5.4 / sqrt(9) = 1.8 in the second one.
+        let both = Run { text_norm: 3.2, second_text_norm: Some(5.4), ..run() };
+        both.says(&["1.80", "lora.text_encoder_2.learning_rate"]);
         Run { text_norm: 2.8, ..run() }.says_nothing();
     }
 

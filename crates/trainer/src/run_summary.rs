@@ -168,7 +168,9 @@ pub fn generate_command(plan: &Plan, more: &str) -> String {
     let trigger = plan.data.trigger.clone().unwrap_or_default();
     let prompts = plan.samples.iter().flat_map(|samples| &samples.prompts);
     let prompts = prompts.filter_map(|prompt| Some(SamplePrompt::parse(prompt).ok()?.prompt));
-    let prompt = prompts.into_iter().find(|prompt| prompt.contains(&trigger)).unwrap_or(trigger);
+    let prompt = prompts.into_iter().find(|prompt| prompt.contains(&trigger));
+    let prompt = prompt.or_else(|| plan.data.prompt().filter(|prompt| prompt.contains(&trigger)).map(str::to_owned));
+    let prompt = prompt.unwrap_or(trigger);
     let adapter = plan.output_folder.join(format!("{}.safetensors", plan.output_name));
     let (adapter, base) = (quoted(&adapter.display().to_string()), quoted(plan.base.name()));
     let (width_px, height_px) = plan.data.largest_px();
@@ -248,6 +250,8 @@ mod tests {
         let expected = r"loralei generate --base emoji --adapter runs/cat/cat.safetensors --prompt 'it'\''s a sks' --size 512x768 --guidance 7.5 --count 2 --output out.png";
         assert_eq!(command, expected);
         assert!(generate_command(&plan(&["data.trigger=my cat"]), "").contains("--prompt 'my cat' --size"));
+        let of_images = generate_command(&plan(&["data.prompt=photo of the cat"]), "");
+        assert!(of_images.contains("--prompt 'photo of the cat' --size"), "{of_images}");
     }
 
     #[test]

@@ -347,7 +347,7 @@ fn what_does_not_go_with_the_base_is_refused_by_its_key() {
     let folder = format!("output.folder={}", place.folder.path().join("v").display());
     let (ended, said) = place.train("sdxl", &["model.prediction=v", "model.zero_terminal_snr=true", &folder]);
     assert_eq!(Adapter::read(&ended.unwrap()).unwrap().metadata["modelspec.prediction_type"], "v");
-    assert!(said.iter().any(|line| line == "predicts velocity (v), zero terminal SNR, as told"), "{said:?}");
+    assert!(said.iter().any(|line| line == "predicts velocity (v), as told; zero terminal SNR, as told"), "{said:?}");
 }
 
 #[test]

@@ -135,13 +135,12 @@ impl Info {
         }
         let Training { size_px, batch_size, rank, bytes, card_bytes, less } = &self.training;
         let gigabytes = |bytes: &u64| *bytes as f64 / 1e9;
-        let list = |bytes: &BTreeMap<String, u64>| {
-            let estimates = bytes.iter().map(|(name, bytes)| format!("{:.2} GB {name}", gigabytes(bytes)));
-            estimates.collect::<Vec<_>>().join(", ")
-        };
         let settings = format!("{size_px} px, batch {batch_size}, rank {rank}");
-        lines.push(("training".to_owned(), format!("about {} ({settings})", list(bytes))));
-        lines.push(("on a card".to_owned(), format!("about {}", list(card_bytes))));
+        lines.push(("training".to_owned(), format!("{settings:<28}  processor       card")));
+        for ((name, bytes), of_card) in bytes.iter().zip(card_bytes.values()) {
+            let columns = format!("{name:<28} {:>7.2} GB {:>7.2} GB", gigabytes(bytes), gigabytes(of_card));
+            lines.push((String::new(), columns));
+        }
         if !less.is_empty() {
             lines.push(("less".to_owned(), format!("with {}", MemorySwitch::list(less))));
         }

@@ -85,6 +85,11 @@ impl DataPlan {
         sizes.max_by_key(|(width, height)| width * height).unwrap_or_default()
     }
 
+    /// The caption of images without one, of the first source that has such a caption.
+    pub(crate) fn prompt(&self) -> Option<&str> {
+        self.of_images().find_map(|source| source.captions.prompt.as_deref())
+    }
+
     /// The folder of the first source, after which a run is named.
     pub fn first_folder(&self) -> &Path {
         self.sources.first().map_or(Path::new(""), |plan| &plan.source.path)
