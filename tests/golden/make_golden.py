@@ -315,17 +315,17 @@ def make(case, folder):
     print(f"{case.name}: {len(factors)} factors, loss {losses[0]:.5f} -> {losses[-1]:.5f}, {size_kb:.0f} kB")
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Makes the golden cases from diffusers + PEFT.")
+def main(description, cases, make_case):
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that gets a folder per case")
-    parser.add_argument("--only", choices=[case.name for case in CASES])
+    parser.add_argument("--only", choices=[case.name for case in cases])
     options = parser.parse_args()
     torch.set_num_threads(1)  # one order of summation, whatever the machine
     torch.use_deterministic_algorithms(True)
-    for case in CASES:
+    for case in cases:
         if options.only in (None, case.name):
-            make(case, options.out / case.name)
+            make_case(case, options.out / case.name)
 
 
 if __name__ == "__main__":
-    main()
+    main("Makes the golden cases from diffusers + PEFT.", CASES, make)

@@ -9,10 +9,8 @@ text of the second, six sizes of each picture, and factors under kohya's keys wi
 
 Axes: s steps, b batch, c channels, h w height and width, l tokens (77), d features, r rank.
 """
-import argparse
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import diffusers
 import torch
@@ -22,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from make_golden import (
-    BATCH_CAPTIONS, OPTIMIZER, STEPS, TEXT_TARGETS, TOKENIZER_CAPTIONS, TOKENS, UNET_TARGETS, randomise, rename_text_keys,
+    BATCH_CAPTIONS, OPTIMIZER, STEPS, TEXT_TARGETS, TOKENIZER_CAPTIONS, TOKENS, UNET_TARGETS, main, randomise, rename_text_keys,
     token_ids, write_json, write_tokenizer,
 )
 from make_single_file import unet_module
@@ -291,17 +289,5 @@ def make(case, folder):
     print(f"{case.name}: {len(factors)} factors, loss {losses[0]:.5f} -> {losses[-1]:.5f}, {size_kb:.0f} kB")
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Makes the golden cases of SDXL from diffusers + PEFT.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that gets a folder per case")
-    parser.add_argument("--only", choices=[case.name for case in CASES])
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # one order of summation, whatever the machine
-    torch.use_deterministic_algorithms(True)
-    for case in CASES:
-        if options.only in (None, case.name):
-            make(case, options.out / case.name)
-
-
 if __name__ == "__main__":
-    main()
+    main("Makes the golden cases of SDXL from diffusers + PEFT.", CASES, make)

@@ -8,6 +8,7 @@ use crate::prediction_origin::PredictionOrigin;
 use crate::weight_files::WeightFiles;
 use crate::weights::Result;
 use loralei_adapter::Dtype;
+use loralei_adapter::keys::Component;
 use std::collections::BTreeSet;
 
 /// A network of a base.
@@ -93,15 +94,15 @@ impl BaseDescription {
     /// # Errors
     /// Files that are missing or damaged.
     pub fn of(base: &Base) -> Result<Self> {
-        let mut parts = vec![part("U-Net", &base.unet_weights()?)];
+        let mut parts = vec![part(Component::Unet.name(), &base.unet_weights()?)];
         let mut text_encoders = Vec::new();
-        let names = if base.num_text_encoders() == 1 { &["text encoder"][..] } else { &TWO_TEXT_ENCODERS };
-        for (i, name) in names.iter().enumerate() {
+        let count = base.num_text_encoders();
+        for (i, component) in (0..count).filter_map(|i| Some((i, Component::text_encoder(i, count)?))) {
             let config = base.text_encoder_config(i);
             let (width, num_layers) = (config.hidden_size, config.num_hidden_layers);
-            let is_pooled = base.pooled_width().is_some() && i + 1 == names.len();
+            let is_pooled = base.pooled_width().is_some() && i + 1 == count;
             text_encoders.push(TextEncoderSize { width, num_layers, is_pooled });
-            parts.push(part(name, &base.text_encoder_weights(i)?));
+            parts.push(part(component.name(), &base.text_encoder_weights(i)?));
         }
         parts.push(part("autoencoder", &base.vae_weights()?));
         let text_widths = base.text_widths();
@@ -156,8 +157,6 @@ impl BaseDescription {
         PROGRAM_BYTES + weights + factors * 16 + per_picture * size.batch_size as u64
     }
 }
-
-const TWO_TEXT_ENCODERS: [&str; 2] = ["text encoder 1", "text encoder 2"];
 
 /// The program itself, 40 MB in runs whose networks take next to nothing, and what is free between tensors, which the
 /// allocator keeps.
@@ -327,15 +326,6 @@ fn attention_factors(config: &UnetConfig, rank: usize) -> u64 {
 mod tests {
     use super::*;
 
-    fn sdxl() -> UnetConfig {
-        let text = r#"{"block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true, "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}"#;
-        UnetConfig::parse(text, "c").unwrap()
-    }
-
     #[test]
     fn sd15_has_as_many_attention_factors_as_its_files_hold() {
         let config = UnetConfig::parse(r#"{"cross_attention_dim": 768}"#, "c").unwrap();
@@ -344,12 +334,15 @@ mod tests {
 
     #[test]
     fn sdxl_has_as_many_attention_factors_as_its_shapes_say() {
-        assert_eq!(attention_factors(&sdxl(), 1), 1_451_520);
+        assert_eq!(attention_factors(&UnetConfig::sdxl(), 1), 1_451_520);
     }
 
     #[test]
     fn levels_before_the_first_attention_leave_only_their_skips_unless_the_time_embedding_learns() {
-        let (frozen, learning) = (step_numbers(&sdxl(), 64 * 64, 77, false), step_numbers(&sdxl(), 64 * 64, 77, true));
+        let (frozen, learning) = (
+            step_numbers(&UnetConfig::sdxl(), 64 * 64, 77, false),
+            step_numbers(&UnetConfig::sdxl(), 64 * 64, 77, true),
+        );
         // Norm, convolution, time, norm, convolution, sum: 6 maps, of which the last is the skip. Two resnets of 320.
         let map = 64 * 64 * 320;
         assert_eq!(learning.kept(false, true) - frozen.kept(false, true), 2 * 5 * map);

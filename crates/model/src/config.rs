@@ -533,6 +533,19 @@ fn parse<T: DeserializeOwned>(text: &str, path: &str, fixed: &[(&str, &str)]) ->
 }
 
 #[cfg(test)]
+impl UnetConfig {
+    /// SDXL's, as its `unet/config.json` has it.
+    pub(crate) fn sdxl() -> Self {
+        let text = r#"{"block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true, "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}"#;
+        Self::parse(text, "SDXL").unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -163,16 +163,7 @@ mod tests {
     // Worked out apart from this code, from the shapes of diffusers' network.
     #[test]
     fn sdxl_costs_what_its_shapes_say() {
-        let config = UnetConfig::parse(
-            r#"{"block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
-                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-                "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true,
-                "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-                "projection_class_embeddings_input_dim": 2816}"#,
-            "c",
-        )
-        .unwrap();
+        let config = UnetConfig::sdxl();
         for (size_px, forward, step) in [(512, 1.59, 3.23), (768, 3.64, 7.54), (1024, 6.76, 14.3)] {
             let cost = UnetCost::new(&config, size_px / 8, size_px / 8, 77);
             for (flops, expected) in [(cost.forward_flops(), forward), (cost.lora_step_flops(), step)] {

@@ -190,7 +190,7 @@ impl<'a> Choice<'a> {
                 width_px: self.size_px,
                 height_px: self.size_px,
                 batch_size,
-                text_encoders: [config.lora.text_encoder.targets != Targets::None, false],
+                text_encoders: config.lora.text_encoders().map(|(_, text)| text.targets != Targets::None),
                 rank: config.lora.rank,
                 recompute,
                 is_cpu: true,
